@@ -1,0 +1,1 @@
+//! Admin API: HTTP and JSON on a Unix socket.

@@ -1,0 +1,1 @@
+//! Harness: drives whole regions as processes; relays, witnesses and judges.

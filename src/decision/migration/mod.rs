@@ -1,0 +1,1 @@
+//! Migration: assess, estimate, and the two sides of the saga.

@@ -1,0 +1,8 @@
+//! Cores: one per question. Always: pure, synchronous, no clock, no disk, no randomness, ordered collections.
+
+pub mod membership;
+pub mod migration;
+pub mod ownership;
+pub mod placement;
+pub mod reservations;
+pub mod supervision;

@@ -1,0 +1,1 @@
+//! Ownership: fences, decisions about attempts, who may run a VM.

@@ -1,0 +1,1 @@
+//! Placement: which cluster gets a VM, and why.

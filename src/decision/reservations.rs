@@ -1,0 +1,1 @@
+//! Reservations: room that is promised for a while.

@@ -1,0 +1,1 @@
+//! Restart budget: which child is restarted when, and when its supervisor gives up.

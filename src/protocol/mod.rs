@@ -1,0 +1,1 @@
+//! Between regions: envelopes, trust, links.

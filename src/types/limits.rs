@@ -1,0 +1,99 @@
+//! Every limit of the system, tied to each other at compile time.
+//! Owns: how much of anything is allowed. Why a limit has its value stands beside it.
+
+use super::units::{KIB, MIB, Millis};
+
+/// Length of a name (architecture §10).
+pub const NAME_BYTES_MAX: usize = 63;
+
+// -- protocol ---------------------------------------------------------------
+/// Body of one control message. An inventory of a few thousand VMs fits.
+pub const FRAME_BYTES_MAX: usize = 4 * MIB as usize;
+/// Head of a frame, laid by hand (see `protocol/envelope.rs`), upper bound.
+pub const FRAME_HEAD_BYTES_MAX: usize = 256;
+/// Streams that one peer may have open on its control connection.
+pub const PEER_STREAMS_MAX: u32 = 1024;
+/// Bulk streams that one peer may have open: channels of the migrations that run at once.
+pub const PEER_BULK_STREAMS_MAX: u32 = 64;
+/// Handshakes under way at once, of all peers.
+pub const HANDSHAKES_MAX: usize = 64;
+/// A handshake that takes longer is dropped.
+pub const HANDSHAKE_MS_MAX: Millis = Millis(5_000);
+/// A heartbeat datagram is sent this often.
+pub const HEARTBEAT_MS: Millis = Millis(1_000);
+/// A connection on which nothing was heard for so long is closed and dialled again.
+pub const LINK_IDLE_MS_MAX: Millis = Millis(5_000);
+/// First and last pause between two dials.
+pub const REDIAL_MS_MIN: Millis = Millis(50);
+/// See [`REDIAL_MS_MIN`].
+pub const REDIAL_MS_MAX: Millis = Millis(5_000);
+/// Deadline of a control request unless the caller says otherwise.
+pub const REQUEST_MS: Millis = Millis(5_000);
+
+// -- transfer ---------------------------------------------------------------
+/// The unit in which a transfer is acknowledged and repeated after a cut.
+pub const BLOCK_BYTES_MAX: usize = MIB as usize;
+/// Page of a guest's memory.
+pub const PAGE_BYTES: usize = 4 * KIB as usize;
+/// Block of a guest's disk.
+pub const DISK_BLOCK_BYTES: usize = 64 * KIB as usize;
+/// What one transfer may hold in memory at each end.
+pub const TRANSFER_BUFFER_BYTES_MAX: usize = 8 * MIB as usize;
+
+// -- store ------------------------------------------------------------------
+/// One value in the store, before encryption.
+pub const VALUE_BYTES_MAX: usize = MIB as usize;
+/// One journal entry.
+pub const JOURNAL_ENTRY_BYTES_MAX: usize = 64 * KIB as usize;
+/// Transactions that may wait for the writer.
+pub const STORE_QUEUE_MAX: usize = 4096;
+/// Transactions that one commit takes.
+pub const STORE_BATCH_MAX: usize = 512;
+/// Below so much free space new work is refused; what runs may finish.
+pub const STORE_RESERVE_BYTES: u64 = 64 * MIB;
+
+// -- actors -----------------------------------------------------------------
+/// Restarts of one child inside [`RESTART_WINDOW_MS`] before its supervisor gives up.
+pub const RESTARTS_MAX: u32 = 5;
+/// The sliding window of [`RESTARTS_MAX`].
+pub const RESTART_WINDOW_MS: Millis = Millis(10_000);
+/// Crashes of one job, over all lives of the process, before it is quarantined.
+pub const JOB_CRASHES_MAX: u32 = 3;
+/// How long a child may take to stop before it is killed.
+pub const STOP_MS_MAX: Millis = Millis(5_000);
+/// Jobs that one region runs at once; more wait in line.
+pub const JOBS_RUNNING_MAX: usize = 64;
+
+// -- migration --------------------------------------------------------------
+/// Blackout that a plan may take unless the request says otherwise.
+pub const DOWNTIME_MS_MAX: Millis = Millis(300);
+/// From `pauseForSwitch` to the watchdog, unless the request says otherwise.
+pub const SWITCH_DEADLINE_MS: Millis = Millis(10_000);
+/// Rounds of pre-copy before the job gives up converging.
+pub const ROUNDS_MAX: u32 = 30;
+/// Attempts of one job before it is rolled back.
+pub const ATTEMPTS_PER_JOB_MAX: u32 = 5;
+/// How long a plan may be started.
+pub const PLAN_EXPIRES_MS: Millis = Millis(600_000);
+/// How long a reservation lives without its job.
+pub const RESERVATION_MS: Millis = Millis(300_000);
+/// How long a retired source disk is kept (law 7.3).
+pub const RETENTION_MS: Millis = Millis(3_600_000);
+
+// -- admin ------------------------------------------------------------------
+/// Body of one API request.
+pub const API_BODY_BYTES_MAX: usize = MIB as usize;
+/// Items on one page of a list.
+pub const API_PAGE_MAX: usize = 500;
+/// How long an idempotency key is remembered, counted in requests kept.
+pub const IDEMPOTENCY_KEYS_MAX: usize = 10_000;
+/// Length of an idempotency key.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
+
+const _: () = assert!(JOURNAL_ENTRY_BYTES_MAX < FRAME_BYTES_MAX);
+const _: () = assert!(JOURNAL_ENTRY_BYTES_MAX <= VALUE_BYTES_MAX);
+const _: () = assert!(API_BODY_BYTES_MAX < FRAME_BYTES_MAX, "a forwarded request must fit into a frame");
+const _: () = assert!(BLOCK_BYTES_MAX.is_multiple_of(PAGE_BYTES) && BLOCK_BYTES_MAX.is_multiple_of(DISK_BLOCK_BYTES));
+const _: () = assert!(TRANSFER_BUFFER_BYTES_MAX >= 4 * BLOCK_BYTES_MAX);
+const _: () = assert!(HEARTBEAT_MS.0 * 2 < LINK_IDLE_MS_MAX.0);
+const _: () = assert!(DOWNTIME_MS_MAX.0 < SWITCH_DEADLINE_MS.0);
