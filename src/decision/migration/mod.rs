@@ -11,6 +11,8 @@
 //! commands of a state may be issued again after a crash; each is keyed by (job, attempt, step) and may be repeated.
 //! Not here: performing (`actors/`), the host's own rules (`drivers/embedded/rules.rs`).
 
+pub mod assess;
+pub mod estimate;
 pub mod source;
 pub mod steps;
 pub mod target;
