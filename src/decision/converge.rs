@@ -3,7 +3,7 @@
 //! Not here: moving (`migration/`), performing (`actors/cluster.rs`).
 
 use crate::decision::ownership::{Decision, DecisionAnswer, VmDecisions};
-use crate::types::{Attempt, DesiredPower, Fence, GuestPower, JobId, RegionName, VmRecord};
+use crate::types::{Attempt, DesiredPower, Fence, GuestPower, JobId, Place, VmRecord};
 
 /// One attempt as a host knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,16 +54,16 @@ pub enum Repair {
 /// Decides what to do about a VM. `record` is this region's record if it owns it; `job` says that a live job moves it
 /// from or to this cluster; `lost_may_start` that a person asked for a start from disk after its memory was lost.
 pub fn converge(
-    region: &RegionName,
+    here: &Place,
     record: Option<&VmRecord>,
     decisions: &VmDecisions,
     job: bool,
     seen: Option<&Seen>,
     lost_may_start: bool,
 ) -> Repair {
-    if let Some(moved) = decisions.moved.as_ref().filter(|m| m.to.region != *region) {
+    if let Some(moved) = decisions.moved.as_ref().filter(|m| m.to != *here) {
         return match seen {
-            // Stopping a copy that another region owns comes before anything else, a job included.
+            // Stopping a copy that another place owns comes before anything else, a job included.
             Some(s) if !matches!(s.power, GuestPower::Retired | GuestPower::Receiving) => {
                 Repair::Retire { fence: moved.fence }
             }
@@ -145,12 +145,9 @@ mod tests {
 
     #[test]
     fn what_belongs_to_another_region_is_never_started_here() {
-        let eu = "eu".parse().unwrap();
-        let moved = Moved {
-            to: "us/us-a".parse().unwrap(),
-            fence: Fence { epoch: 2, generation: 1 },
-            attempt: Attempt(1),
-        };
+        let eu: Place = "eu/eu-a".parse().unwrap();
+        let moved =
+            Moved { to: "us/us-a".parse().unwrap(), fence: Fence { epoch: 2, generation: 1 }, attempt: Attempt(1) };
         let gone = VmDecisions { decided: Some((Attempt(1), Decision::Transfer)), moved: Some(moved) };
         for power in POWERS {
             for job in [false, true] {
@@ -162,8 +159,9 @@ mod tests {
 
     #[test]
     fn an_open_offer_is_never_resumed_and_a_live_job_is_left_alone() {
-        let eu = "eu".parse().unwrap();
-        let job = HostAttempt { job: JobId { region: RegionNumber(1), incarnation: 1, number: 1 }, attempt: Attempt(1) };
+        let eu: Place = "eu/eu-a".parse().unwrap();
+        let job =
+            HostAttempt { job: JobId { region: RegionNumber(1), incarnation: 1, number: 1 }, attempt: Attempt(1) };
         let held = Seen { hold: Some(job), ..seen(GuestPower::Paused) };
         let none = VmDecisions::default();
         let r = record(DesiredPower::Running);
@@ -177,13 +175,16 @@ mod tests {
 
     #[test]
     fn lost_memory_waits_for_a_person_and_strangers_are_reported() {
-        let eu = "eu".parse().unwrap();
+        let eu: Place = "eu/eu-a".parse().unwrap();
         let none = VmDecisions::default();
         let r = record(DesiredPower::Running);
         let lost = seen(GuestPower::Lost);
         assert!(matches!(converge(&eu, Some(&r), &none, false, Some(&lost), false), Repair::Report(_)));
         assert_eq!(converge(&eu, Some(&r), &none, false, Some(&lost), true), Repair::Start);
-        assert!(matches!(converge(&eu, None, &none, false, Some(&seen(GuestPower::Running)), false), Repair::Report(_)));
+        assert!(matches!(
+            converge(&eu, None, &none, false, Some(&seen(GuestPower::Running)), false),
+            Repair::Report(_)
+        ));
         assert_eq!(converge(&eu, Some(&r), &none, false, None, false), Repair::Create);
     }
 }
