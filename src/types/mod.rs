@@ -10,6 +10,7 @@ pub mod ids;
 pub mod limits;
 pub mod migration;
 pub mod switch;
+pub mod suggest;
 pub mod units;
 pub mod vm;
 
