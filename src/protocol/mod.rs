@@ -1,1 +1,3 @@
 //! Between regions: envelopes, trust, links.
+
+pub mod bodies;
