@@ -2,4 +2,5 @@
 //! Owns: starting, killing, restarting and removing regions; the world they live in; the judge.
 //! Not here: anything that a region needs to work.
 
+pub mod process;
 pub mod world;
