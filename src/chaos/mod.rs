@@ -2,5 +2,7 @@
 //! Owns: starting, killing, restarting and removing regions; the world they live in; the judge.
 //! Not here: anything that a region needs to work.
 
+pub mod demo;
+pub mod invariants;
 pub mod process;
 pub mod world;
