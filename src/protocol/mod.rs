@@ -1,12 +1,10 @@
-//! Between regions: envelopes, trust, links.
-
-pub mod bodies;
 //! Between regions (architecture §4). Owns: the envelope, which kinds of messages exist, how two regions prove who
 //! they are, and [`Link`] with its two implementations, QUIC and in memory.
 //! Always: nothing is decoded or allocated before its limits were checked; who a peer is comes from its certificate,
 //! never from what it says; only `quic/` names quinn.
 //! Not here: what the bodies mean (`decision/`), the durable outbox and the dedup rows (`store/`).
 
+pub mod bodies;
 pub mod envelope;
 pub mod hello;
 pub mod link;
