@@ -5,13 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::migration::source::Source;
 use crate::decision::migration::target::Target;
-use crate::types::{ClusterId, Fence, JobId, MigrationStatus, PlanId, VmId, WallMillis};
+use crate::types::{ClusterId, Fence, JobId, MigrationStatus, PlanId, VmId, VmSpec, WallMillis};
 
 /// An open job on its source's side: where its journal begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceJobRecord {
     /// The state before the first journal entry.
     pub first: Source,
+    /// What moves.
+    pub spec: VmSpec,
     /// The plan that it came from.
     pub plan: Option<PlanId>,
     /// Cap on the transfer, bytes per second.
