@@ -52,9 +52,9 @@ impl fmt::Display for ChildId {
 
 /// The how-manieth life of a child, from 1; 0 before the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Incarnation(pub u64);
+pub struct ChildIncarnation(pub u64);
 
-impl fmt::Display for Incarnation {
+impl fmt::Display for ChildIncarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -166,13 +166,13 @@ pub enum Event {
     /// A new child, the last in order, with its crashes as persisted.
     Registered { child: ChildId, policy: ChildPolicy, crashes: u32 },
     /// A `Start` succeeded.
-    Started { child: ChildId, incarnation: Incarnation },
+    Started { child: ChildId, incarnation: ChildIncarnation },
     /// A `Start` failed; nothing of it is alive.
-    StartFailed { child: ChildId, incarnation: Incarnation, class: ExitClass, reason: String },
+    StartFailed { child: ChildId, incarnation: ChildIncarnation, class: ExitClass, reason: String },
     /// A child ended, asked or not; nothing of it is alive.
-    Exited { child: ChildId, incarnation: Incarnation, class: ExitClass, reason: String },
+    Exited { child: ChildId, incarnation: ChildIncarnation, class: ExitClass, reason: String },
     /// A child got on: its crashes so far are forgiven.
-    Progressed { child: ChildId, incarnation: Incarnation },
+    Progressed { child: ChildId, incarnation: ChildIncarnation },
     /// Stop a child and keep it listed.
     StopRequested { child: ChildId },
     /// Stop a child and forget it.
@@ -189,9 +189,9 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Start it; answer with `Started` or `StartFailed`.
-    Start { child: ChildId, incarnation: Incarnation },
+    Start { child: ChildId, incarnation: ChildIncarnation },
     /// Stop it, also while it is starting; answer with `Exited` when nothing of it is alive.
-    Stop { child: ChildId, incarnation: Incarnation, shutdown: Shutdown },
+    Stop { child: ChildId, incarnation: ChildIncarnation, shutdown: Shutdown },
     /// Come back with `Ticked` then; replaces the moment asked for before.
     StartAt(Tick),
     /// It is parked: tell a person.
@@ -267,7 +267,7 @@ pub struct ChildView {
     /// What it is doing.
     pub state: ChildState,
     /// Its present or last life.
-    pub incarnation: Incarnation,
+    pub incarnation: ChildIncarnation,
     /// Restarts after failures inside the window that ends now.
     pub restarts_in_window: u32,
     /// Restarts after failures since it was registered.
@@ -339,7 +339,7 @@ struct Child {
     id: ChildId,
     policy: ChildPolicy,
     phase: Phase,
-    incarnation: Incarnation,
+    incarnation: ChildIncarnation,
     /// Set while it is alive and shall not be.
     mark: Option<Mark>,
     /// When it was restarted after failures, within the window.
@@ -490,10 +490,8 @@ impl Supervision {
     }
 
     /// The child if this life of it is the present one; news of another life come too late.
-    fn living(&self, id: &ChildId, incarnation: Incarnation) -> Option<usize> {
-        self.children
-            .iter()
-            .position(|child| child.id == *id && child.incarnation == incarnation && child.is_alive())
+    fn living(&self, id: &ChildId, incarnation: ChildIncarnation) -> Option<usize> {
+        self.children.iter().position(|child| child.id == *id && child.incarnation == incarnation && child.is_alive())
     }
 
     fn register(
@@ -521,7 +519,7 @@ impl Supervision {
             id,
             policy,
             phase,
-            incarnation: Incarnation::default(),
+            incarnation: ChildIncarnation::default(),
             mark: None,
             restarts: VecDeque::new(),
             restarts_total: 0,
@@ -749,7 +747,7 @@ impl Supervision {
                         child.restarts.push_back(now);
                         child.restarts_total += 1;
                     }
-                    child.incarnation = Incarnation(child.incarnation.0 + 1);
+                    child.incarnation = ChildIncarnation(child.incarnation.0 + 1);
                     child.phase = Phase::Starting;
                     commands.push(Command::Start { child: child.id.clone(), incarnation: child.incarnation });
                 }

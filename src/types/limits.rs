@@ -69,6 +69,8 @@ pub const START_MS_MAX: Millis = Millis(30_000);
 pub const JOB_CRASHES_MAX: u32 = 3;
 /// How long a child may take to stop before it is killed.
 pub const STOP_MS_MAX: Millis = Millis(5_000);
+/// Requests (add, stop, restart a child) that may wait at one supervisor.
+pub const SUPERVISOR_REQUESTS_MAX: usize = 1024;
 /// Messages that may wait in one mailbox, by class: fencing and heartbeat, consensus, control, migration, telemetry.
 pub const MAILBOX_MAX: [usize; 5] = [1024, 4096, 1024, 1024, 1024];
 /// Messages of an actor to itself (answers, timers, results) that may wait in its mailbox.
