@@ -1,0 +1,1 @@
+//! Properties of supervision and mailboxes, on paused time.
