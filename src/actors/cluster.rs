@@ -10,7 +10,8 @@ use std::time::Duration;
 use super::call::Reply;
 use super::context::Context;
 use super::mailbox::{Class, Handle};
-use super::{tables, vms};
+use super::records::CleanupKind;
+use super::tables;
 use crate::decision::converge::{self, HostAttempt, Repair, Seen};
 use crate::decision::membership::{Health, Probe, Thresholds};
 use crate::decision::ownership::{Decision, Proposed};
@@ -173,7 +174,7 @@ impl Cluster {
         let now = self.ctx.clock.now();
         let probe = match &result {
             Ok(_) => Probe::Ok { latency: took },
-            Err(HostError::Unknown { why }) => Probe::TimedOut { why: why.clone() },
+            Err(HostError::Unknown { .. }) => Probe::TimedOut { after: took },
             Err(error) => Probe::Failed { why: error.to_string() },
         };
         if let Some(change) = self.health.observe(now, &probe) {
@@ -281,7 +282,7 @@ impl Cluster {
     /// The job whose transfer retires the copy here, by its clean-up.
     fn retiring_job(&self, vm: VmId) -> Option<crate::types::JobId> {
         let owed = tables::cleanups(&self.ctx.store, Some(&self.id)).ok()?;
-        owed.into_iter().find(|cleanup| cleanup.vm == vm).map(|cleanup| cleanup.job)
+        owed.into_iter().find(|cleanup| cleanup.vm == vm).and_then(|cleanup| cleanup.job)
     }
 
     /// Law 6.3: an attempt given up before its hold is recorded as `Abort` too, and only then is the guest resumed.
@@ -336,14 +337,17 @@ impl Cluster {
             if owed.due > now || self.repairing.contains(&owed.vm) {
                 continue;
             }
-            if self.seen.get(&owed.vm).is_some_and(|seen| seen.power != crate::types::GuestPower::Retired) {
-                continue;
-            }
+            let retired = self.seen.get(&owed.vm).is_none_or(|seen| seen.power == crate::types::GuestPower::Retired);
+            let call = match owed.kind {
+                // A copy that is not destroyed yet is: convergence retires it first.
+                CleanupKind::Purge if !retired => continue,
+                CleanupKind::Purge => HostCall::Purge { vm: owed.vm, fence: owed.fence },
+                CleanupKind::Delete => HostCall::Delete { vm: owed.vm, fence: owed.fence },
+            };
             self.repairing.insert(owed.vm);
             let (me, driver, ctx, id) = (self.me.clone(), self.driver.clone(), self.ctx.clone(), self.id.clone());
             tokio::spawn(async move {
                 let operation = OperationId::of_request(ctx.next_request(), "purge");
-                let call = HostCall::Purge { vm: owed.vm, fence: owed.fence };
                 let result = match driver.call(operation, call, limits::REQUEST_MS).await {
                     Ok(_) | Err(HostError::NotFound { .. }) => {
                         let settled = ctx

@@ -4,8 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
@@ -13,14 +12,15 @@ use super::cluster::ClusterMessage;
 use super::directory::Directory;
 use super::events::Events;
 use super::kill::KillSwitch;
-use super::mailbox::Slot;
+use super::mailbox::{Class, Handle};
+use super::supervisor::Supervisor;
 use super::source_job::SourceMessage;
 use super::target_job::TargetMessage;
 use super::vms::Ledgers;
 use crate::clock::Clock;
 use crate::drivers::Hypervisor;
 use crate::protocol::link::Link;
-use crate::store::Store;
+use crate::store::{Minted, Store};
 use crate::types::{
     ClusterId, FederationName, JobId, Millis, Place, RegionName, RegionNumber, RequestId, VmId, limits,
 };
@@ -47,16 +47,16 @@ pub struct LocalCluster {
     /// What runs its VMs.
     pub driver: Arc<dyn Hypervisor>,
     /// Its actor.
-    pub actor: Slot<ClusterMessage>,
+    pub actor: Handle<ClusterMessage>,
 }
 
 /// Jobs that run in this region now.
 #[derive(Default)]
 pub struct RunningJobs {
     /// On their source's side.
-    pub source: BTreeMap<JobId, Slot<SourceMessage>>,
+    pub source: BTreeMap<JobId, Handle<SourceMessage>>,
     /// On their target's side.
-    pub target: BTreeMap<JobId, Slot<TargetMessage>>,
+    pub target: BTreeMap<JobId, Handle<TargetMessage>>,
 }
 
 /// One region's shared handles.
@@ -88,7 +88,7 @@ pub struct Context {
     links: RwLock<BTreeMap<RegionName, Arc<dyn Link>>>,
     clusters: RwLock<BTreeMap<ClusterId, Arc<LocalCluster>>>,
     jobs: Mutex<RunningJobs>,
-    requests: AtomicU64,
+    migrations: OnceLock<Supervisor>,
     failed: watch::Sender<Option<String>>,
 }
 
@@ -123,7 +123,7 @@ impl Context {
             links: RwLock::default(),
             clusters: RwLock::default(),
             jobs: Mutex::default(),
-            requests: AtomicU64::new(0),
+            migrations: OnceLock::new(),
             failed: watch::channel(None).0,
         }
     }
@@ -154,6 +154,16 @@ impl Context {
         self.clusters.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 
+    /// The supervisor of running jobs, once the assembler has started it.
+    pub fn migrations(&self) -> Option<&Supervisor> {
+        self.migrations.get()
+    }
+
+    /// Sets it; a second time changes nothing.
+    pub fn run_jobs_under(&self, supervisor: Supervisor) {
+        let _ = self.migrations.set(supervisor);
+    }
+
     /// All local clusters, in order.
     pub fn cluster_ids(&self) -> Vec<ClusterId> {
         self.clusters.read().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
@@ -177,7 +187,7 @@ impl Context {
     /// Tells a cluster that a VM of it changed, so that it looks at once and not only at its next round.
     pub fn changed(&self, cluster: &ClusterId) {
         if let Some(cluster) = self.cluster(cluster) {
-            let _ = cluster.actor.cast(super::admission::Class::Control, ClusterMessage::Look);
+            let _ = cluster.actor.cast(Class::Control, ClusterMessage::Look);
         }
     }
 
@@ -186,7 +196,7 @@ impl Context {
         RequestId {
             region: self.number,
             incarnation: self.store.incarnation().counter,
-            number: self.requests.fetch_add(1, Ordering::Relaxed) + 1,
+            number: self.store.mint(Minted::Request),
         }
     }
 

@@ -7,9 +7,9 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
 
-use super::admission::Class;
+use super::call::CallError;
 use super::context::Context;
-use super::mailbox::CallError;
+use super::mailbox::Class;
 use super::records::TargetJobRecord;
 use super::target_job::TargetMessage;
 use super::{jobs, tables, vms};
@@ -23,7 +23,7 @@ use crate::protocol::bodies::{
 };
 use crate::protocol::link::{BoxFuture, BulkOffer, Inbound, PeerId, Refusal, RefusalCode, Request};
 use crate::protocol::messages::Kind;
-use crate::store::{StoreError, TransactError, Work};
+use crate::store::{MessageId, Seen, StoreError, TransactError, Work};
 use crate::types::{Attempt, IncarnationVerdict, JobId, Millis, Place, RegionName, VmId, limits};
 
 /// Answers API requests that were forwarded here; supplied by the assembler once the API stands.
@@ -65,6 +65,9 @@ impl Inbound for Receiver {
                 Kind::MIGRATION => encode(&migration(&ctx, &from.region, decode(&request.body)?).await?),
                 Kind::DIRECTORY => {
                     let message: DirectoryMessage = decode(&request.body)?;
+                    if let Some((incarnation, number)) = message.acknowledged {
+                        forget_answered(&ctx, &from.region, MessageId { incarnation, number }).await?;
+                    }
                     ctx.directory.learn(&from.region, from.incarnation, message, ctx.clock.now());
                     Ok(Bytes::new())
                 }
@@ -109,15 +112,7 @@ impl Inbound for Receiver {
         Box::pin(async move {
             let judged = ctx
                 .store
-                .transact(Work::Finish, move |txn| {
-                    let key = peer.region.to_string();
-                    let known = tables::peer_incarnation_in(txn, &key)?;
-                    let verdict = crate::types::Incarnation::judge(known, peer.incarnation);
-                    if verdict == IncarnationVerdict::Accept && known != Some(peer.incarnation) {
-                        tables::put_peer_incarnation(txn, &key, peer.incarnation)?;
-                    }
-                    Ok::<_, StoreError>(verdict)
-                })
+                .transact(Work::Finish, move |txn| txn.admit_peer(&peer.region, peer.incarnation))
                 .await;
             // What can't be remembered can't be accepted.
             judged.unwrap_or(IncarnationVerdict::Stale)
@@ -284,20 +279,29 @@ impl AskedTarget {
     }
 }
 
+/// What the sender knows to be answered need not be remembered here.
+async fn forget_answered(ctx: &Arc<Context>, from: &RegionName, upto: MessageId) -> Result<(), Refusal> {
+    let from = from.clone();
+    let pruned = ctx.store.transact(Work::Finish, move |txn| txn.prune_seen(&from, upto)).await;
+    pruned.map(|_| ()).map_err(|error| store_refusal(error.flatten()))
+}
+
 /// A durable command: done in the same transaction as its dedup row, so once.
 async fn announced(ctx: &Arc<Context>, from: &PeerId, request: Request) -> Result<Bytes, Refusal> {
     let message: AnnounceMessage = decode(&request.body)?;
     let Some(id) = request.id else {
         return Err(Refusal::new(RefusalCode::MALFORMED, "a command without an id"));
     };
-    let (region, incarnation) = (from.region.clone(), from.incarnation);
+    let region = from.region.clone();
+    let id = MessageId { incarnation: id.incarnation, number: id.number };
     let own = ctx.region.clone();
     let kept = message.clone();
     ctx.store
         .transact(Work::Finish, move |txn| {
-            if !txn.mark_seen(&region, incarnation, id)? {
+            if txn.seen(&region, id)? != Seen::New {
                 return Ok(());
             }
+            txn.mark_seen(&region, id, &[])?;
             if let AnnounceMessage::VmArrived { vm, moved } = &kept {
                 note_arrival(txn, &own, &region, *vm, moved)?;
             }
@@ -314,7 +318,7 @@ async fn announced(ctx: &Arc<Context>, from: &PeerId, request: Request) -> Resul
 
 /// Another region says that it has a VM: kept as the place to ask, if this region does not own it itself.
 fn note_arrival(
-    txn: &mut crate::store::Txn<'_>,
+    txn: &mut crate::store::Txn<'_, '_>,
     own: &RegionName,
     from: &RegionName,
     vm: VmId,

@@ -6,11 +6,28 @@
 
 mod call;
 mod child;
+pub mod cluster;
+pub mod context;
+mod crash_rows;
+pub mod directory;
+pub mod events;
+pub mod inbound;
+pub mod jobs;
+pub mod kill;
 mod ledger;
 mod mailbox;
+pub mod outbox;
+pub mod records;
 mod serve;
+mod source_effects;
+pub mod source_job;
 mod supervisor;
+pub mod tables;
+mod target_client;
+mod target_effects;
+pub mod target_job;
 mod tree;
+pub mod vms;
 
 pub use call::{CallError, Reply};
 pub use child::ChildSpec;

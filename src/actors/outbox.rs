@@ -31,14 +31,14 @@ pub struct Deliverer {
     link: Option<Arc<dyn Link>>,
     receiver: Arc<Receiver>,
     generation: u64,
-    delivered: u64,
+    told: Option<MessageId>,
 }
 
 impl Deliverer {
     /// For a peer with a link, or for this region itself.
     pub fn new(ctx: Arc<Context>, peer: RegionName, receiver: Arc<Receiver>) -> Deliverer {
         let link = ctx.link(&peer);
-        Deliverer { ctx, peer, link, receiver, generation: 0, delivered: 0 }
+        Deliverer { ctx, peer, link, receiver, generation: 0, told: None }
     }
 
     /// Runs for ever; an error of the store ends it, and with it the process.
@@ -74,7 +74,6 @@ impl Deliverer {
                 .transact(Work::Finish, move |txn| txn.acknowledge(&peer, id))
                 .await
                 .map_err(crate::store::TransactError::flatten)?;
-            self.delivered += 1;
         }
         Ok(())
     }
@@ -98,16 +97,30 @@ impl Deliverer {
         answered.is_ok()
     }
 
+    /// The watermark of answered commands, if it rose since it was last told.
+    fn acknowledged_news(&mut self) -> Option<(u64, u64)> {
+        let mark = self.ctx.store.acknowledged(&self.peer).ok().flatten()?;
+        let news = self.told != Some(mark);
+        self.told = Some(mark);
+        news.then_some((mark.incarnation, mark.number))
+    }
+
     async fn tell(&mut self) {
         let Some(link) = self.link.clone() else { return };
         if !*link.connected().borrow() {
             return;
         }
         self.generation += 1;
-        let message = DirectoryMessage { generation: self.generation, clusters: own_clusters(&self.ctx).await };
+        let message = DirectoryMessage {
+            generation: self.generation,
+            // Only told on change: the receiver writes for it.
+            acknowledged: self.acknowledged_news(),
+            clusters: own_clusters(&self.ctx).await,
+        };
         let Ok(body) = postcard::to_stdvec(&message) else { return };
         let request = Request::query(Kind::DIRECTORY, "directory", body, limits::REQUEST_MS);
         if let Err(error) = link.request(request).await {
+            self.told = None;
             tracing::debug!(peer = %self.peer, %error, "the directory was not told");
         }
     }

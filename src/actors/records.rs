@@ -81,16 +81,27 @@ pub struct TargetJobEnded {
     pub ended_at: WallMillis,
 }
 
-/// A clean-up that is owed: the disk of a VM that moved away, after the retention window (law 7.3).
+/// What is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CleanupKind {
+    /// Destroy the copy of a VM that moved away, then, after the retention window, its disk (law 7.3).
+    Purge,
+    /// Remove a VM that its owner deleted.
+    Delete,
+}
+
+/// A clean-up that is owed at a host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cleanup {
-    /// The job whose transfer retired it.
-    pub job: JobId,
+    /// What.
+    pub kind: CleanupKind,
+    /// The job whose transfer retired it, if one did.
+    pub job: Option<JobId>,
     /// The VM.
     pub vm: VmId,
     /// Where the copy lies.
     pub cluster: ClusterId,
-    /// The fence it was retired with.
+    /// The fence it was retired or deleted with.
     pub fence: Fence,
     /// Not before.
     pub due: WallMillis,

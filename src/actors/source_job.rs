@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 use super::child::HandlerError;
 use super::context::Context;
 use super::mailbox::{Handle, Reply};
-use super::records::{Cleanup, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TransferRecord};
+use super::records::{Cleanup, CleanupKind, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TransferRecord};
 use super::tables::{self, JobEntry, JournalEntry};
 use super::{source_effects, vms};
 use crate::decision::migration::Verdict;
@@ -102,7 +102,12 @@ impl SourceJob {
         self.perform().await
     }
 
-    /// One message.
+    /// How many entries its journal has.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// One message; `true` once the job is over.
     pub async fn handle(&mut self, message: SourceMessage) -> Result<bool, HandlerError> {
         match message {
             SourceMessage::Input(input) => {
@@ -356,7 +361,7 @@ struct Advance {
 }
 
 impl Advance {
-    fn write(&self, txn: &mut Txn<'_>) -> Result<(), StoreError> {
+    fn write(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
         let job = self.after.job;
         tables::append(txn, job, &JobEntry::Source(self.entry.clone()))?;
         let checkpoint =
@@ -384,16 +389,23 @@ impl Advance {
         Ok(())
     }
 
-    fn vm_left(&self, txn: &mut Txn<'_>) -> Result<(), StoreError> {
+    fn vm_left(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
         let s = &self.after;
         let due = crate::types::WallMillis(self.entry.at.0.saturating_add(self.retention_ms));
         let cleanup =
-            Cleanup { job: s.job, vm: s.vm, cluster: s.from.cluster.clone(), fence: s.next_fence, due };
+            Cleanup {
+                kind: CleanupKind::Purge,
+                job: Some(s.job),
+                vm: s.vm,
+                cluster: s.from.cluster.clone(),
+                fence: s.next_fence,
+                due,
+            };
         tables::owe(txn, &cleanup)?;
         vms::leave(txn, &self.ctx.ledgers, s, s.to.region == self.ctx.region)
     }
 
-    fn owe_discard(&self, txn: &mut Txn<'_>) -> Result<(), StoreError> {
+    fn owe_discard(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
         let s = &self.after;
         let discard = AnnounceMessage::Discard { job: s.job, vm: s.vm, attempt: s.attempt };
         tables::tell(txn, &s.to.region, &discard)

@@ -10,8 +10,8 @@ use crate::decision::migration::source::Input as SourceInput;
 use crate::decision::migration::target::Input as TargetInput;
 use crate::decision::ownership::VmDecisions;
 use crate::protocol::bodies::AnnounceMessage;
-use crate::store::{Store, StoreError, Table, Txn};
-use crate::types::{ClusterId, Incarnation, JobId, MigrationPlan, PlanId, RegionName, Resources, VmId, VmRecord, WallMillis, limits};
+use crate::store::{Store, StoreError, Stored, Table, Txn, from_bytes, to_bytes};
+use crate::types::{ClusterId, JobId, MigrationPlan, PlanId, RegionName, RequestId, Resources, VmId, VmRecord, WallMillis, limits};
 
 /// An entry of a side's journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,22 +65,22 @@ pub struct VmName {
 }
 
 fn source_key(job: JobId) -> String {
-    format!("{job}/source")
+    format!("source/{job}")
 }
 
 fn target_key(job: JobId) -> String {
-    format!("{job}/target")
+    format!("target/{job}")
 }
 
 // -- jobs --------------------------------------------------------------------
 
 /// Writes an open job, source's side.
-pub fn put_source_job(txn: &mut Txn<'_>, record: &SourceJobRecord) -> Result<(), StoreError> {
+pub fn put_source_job(txn: &mut Txn<'_, '_>, record: &SourceJobRecord) -> Result<(), StoreError> {
     txn.put(Table::Jobs, &source_key(record.first.job), record)
 }
 
 /// Writes an open job, target's side.
-pub fn put_target_job(txn: &mut Txn<'_>, record: &TargetJobRecord) -> Result<(), StoreError> {
+pub fn put_target_job(txn: &mut Txn<'_, '_>, record: &TargetJobRecord) -> Result<(), StoreError> {
     txn.put(Table::Jobs, &target_key(record.first.job), record)
 }
 
@@ -95,7 +95,7 @@ pub fn target_job(store: &Store, job: JobId) -> Result<Option<TargetJobRecord>, 
 }
 
 /// Whether a job's target side is open, inside a transaction.
-pub fn target_job_in(txn: &Txn<'_>, job: JobId) -> Result<Option<TargetJobRecord>, StoreError> {
+pub fn target_job_in(txn: &mut Txn<'_, '_>, job: JobId) -> Result<Option<TargetJobRecord>, StoreError> {
     txn.get(Table::Jobs, &target_key(job))
 }
 
@@ -110,33 +110,31 @@ pub fn target_ended(store: &Store, job: JobId) -> Result<Option<TargetJobEnded>,
 }
 
 /// The same inside a transaction.
-pub fn target_ended_in(txn: &Txn<'_>, job: JobId) -> Result<Option<TargetJobEnded>, StoreError> {
+pub fn target_ended_in(txn: &mut Txn<'_, '_>, job: JobId) -> Result<Option<TargetJobEnded>, StoreError> {
     txn.get(Table::JobsEnded, &target_key(job))
 }
 
 /// All jobs that are over here, source's side.
 pub fn sources_ended(store: &Store) -> Result<Vec<SourceJobEnded>, StoreError> {
-    let rows: Vec<(String, SourceJobEnded)> = store.scan_where(Table::JobsEnded, "", |key| key.ends_with("/source"))?;
+    let rows: Vec<(String, SourceJobEnded)> = store.scan(Table::JobsEnded, "source/")?;
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
 /// All open jobs: those of the source's side, those of the target's.
 pub fn open_jobs(store: &Store) -> Result<(Vec<SourceJobRecord>, Vec<TargetJobRecord>), StoreError> {
-    let source: Vec<(String, SourceJobRecord)> =
-        store.scan_where(Table::Jobs, "", |key| key.ends_with("/source"))?;
-    let target: Vec<(String, TargetJobRecord)> =
-        store.scan_where(Table::Jobs, "", |key| key.ends_with("/target"))?;
+    let source: Vec<(String, SourceJobRecord)> = store.scan(Table::Jobs, "source/")?;
+    let target: Vec<(String, TargetJobRecord)> = store.scan(Table::Jobs, "target/")?;
     Ok((source.into_iter().map(|(_, r)| r).collect(), target.into_iter().map(|(_, r)| r).collect()))
 }
 
 /// The source's side is over.
-pub fn end_source(txn: &mut Txn<'_>, job: JobId, ended: &SourceJobEnded) -> Result<(), StoreError> {
+pub fn end_source(txn: &mut Txn<'_, '_>, job: JobId, ended: &SourceJobEnded) -> Result<(), StoreError> {
     txn.delete(Table::Jobs, &source_key(job))?;
     txn.put(Table::JobsEnded, &source_key(job), ended)
 }
 
 /// The target's side is over.
-pub fn end_target(txn: &mut Txn<'_>, job: JobId, ended: &TargetJobEnded) -> Result<(), StoreError> {
+pub fn end_target(txn: &mut Txn<'_, '_>, job: JobId, ended: &TargetJobEnded) -> Result<(), StoreError> {
     txn.delete(Table::Jobs, &target_key(job))?;
     txn.put(Table::JobsEnded, &target_key(job), ended)
 }
@@ -144,13 +142,15 @@ pub fn end_target(txn: &mut Txn<'_>, job: JobId, ended: &TargetJobEnded) -> Resu
 // -- journals ----------------------------------------------------------------
 
 /// Appends to a job's journal.
-pub fn append(txn: &mut Txn<'_>, job: JobId, entry: &JobEntry) -> Result<(), StoreError> {
-    txn.append_event(job, entry).map(|_| ())
+pub fn append(txn: &mut Txn<'_, '_>, job: JobId, entry: &JobEntry) -> Result<(), StoreError> {
+    let bytes = to_bytes(entry)?;
+    txn.append_event(job, &bytes).map(|_| ())
 }
 
 /// A job's journal, both sides, in order.
 pub fn journal(store: &Store, job: JobId) -> Result<Vec<(u64, JobEntry)>, StoreError> {
-    store.journal(job)
+    let entries = store.journal(job)?;
+    entries.into_iter().map(|(sequence, bytes)| Ok((sequence, from_bytes(&bytes, "journal")?))).collect()
 }
 
 /// The source's entries of a job's journal.
@@ -167,12 +167,15 @@ pub fn target_journal(store: &Store, job: JobId) -> Result<Vec<JournalEntry<Targ
 
 /// A source's checkpoint.
 pub fn source_checkpoint(store: &Store, job: JobId) -> Result<Option<SourceCheckpoint>, StoreError> {
-    store.checkpoint(job)
+    let Some(checkpoint) = store.checkpoint(job)? else { return Ok(None) };
+    from_bytes(&checkpoint.bytes, "checkpoints").map(Some)
 }
 
 /// Writes a source's checkpoint.
-pub fn put_source_checkpoint(txn: &mut Txn<'_>, job: JobId, checkpoint: &SourceCheckpoint) -> Result<(), StoreError> {
-    txn.checkpoint(job, checkpoint, checkpoint.entries)
+pub fn put_source_checkpoint(txn: &mut Txn<'_, '_>, job: JobId, checkpoint: &SourceCheckpoint) -> Result<(), StoreError> {
+    let bytes = to_bytes(checkpoint)?;
+    let upto = txn.last_event(job)?;
+    txn.checkpoint(job, &bytes, upto)
 }
 
 // -- VMs ---------------------------------------------------------------------
@@ -193,20 +196,21 @@ pub fn decisions(store: &Store, vm: VmId) -> Result<VmDecisions, StoreError> {
 }
 
 /// The same inside a transaction.
-pub fn decisions_in(txn: &Txn<'_>, vm: VmId) -> Result<VmDecisions, StoreError> {
+pub fn decisions_in(txn: &mut Txn<'_, '_>, vm: VmId) -> Result<VmDecisions, StoreError> {
     Ok(txn.get(Table::Decisions, &vm.to_string())?.unwrap_or_default())
 }
 
 /// Writes what was decided about a VM.
-pub fn put_decisions(txn: &mut Txn<'_>, vm: VmId, decisions: &VmDecisions) -> Result<(), StoreError> {
+pub fn put_decisions(txn: &mut Txn<'_, '_>, vm: VmId, decisions: &VmDecisions) -> Result<(), StoreError> {
     txn.put(Table::Decisions, &vm.to_string(), decisions)
 }
 
 // -- the rest ----------------------------------------------------------------
 
 /// A durable command to a region (this one included).
-pub fn tell(txn: &mut Txn<'_>, region: &RegionName, message: &AnnounceMessage) -> Result<(), StoreError> {
-    txn.enqueue(region, message).map(|_| ())
+pub fn tell(txn: &mut Txn<'_, '_>, region: &RegionName, message: &AnnounceMessage) -> Result<(), StoreError> {
+    let bytes = to_bytes(message)?;
+    txn.enqueue(region, &bytes).map(|_| ())
 }
 
 fn cleanup_key(cluster: &ClusterId, vm: VmId) -> String {
@@ -214,12 +218,12 @@ fn cleanup_key(cluster: &ClusterId, vm: VmId) -> String {
 }
 
 /// Owes a clean-up. One per (cluster, VM): a later transfer of the same VM from the same cluster replaces it.
-pub fn owe(txn: &mut Txn<'_>, cleanup: &Cleanup) -> Result<(), StoreError> {
+pub fn owe(txn: &mut Txn<'_, '_>, cleanup: &Cleanup) -> Result<(), StoreError> {
     txn.put(Table::Cleanups, &cleanup_key(&cleanup.cluster, cleanup.vm), cleanup)
 }
 
 /// A clean-up is done, or the VM is back.
-pub fn settle_cleanup(txn: &mut Txn<'_>, cluster: &ClusterId, vm: VmId) -> Result<(), StoreError> {
+pub fn settle_cleanup(txn: &mut Txn<'_, '_>, cluster: &ClusterId, vm: VmId) -> Result<(), StoreError> {
     txn.delete(Table::Cleanups, &cleanup_key(cluster, vm))
 }
 
@@ -238,25 +242,36 @@ pub fn plan(store: &Store, plan: PlanId) -> Result<Option<MigrationPlan>, StoreE
 ///
 /// # Errors
 /// The store's.
-pub fn request_in(txn: &Txn<'_>, key: &str) -> Result<Option<RequestRecord>, StoreError> {
+pub fn request_in(txn: &mut Txn<'_, '_>, key: &str) -> Result<Option<RequestRecord>, StoreError> {
     txn.get(Table::Requests, key)
 }
 
-/// Remembers what a client's key came to, and forgets the oldest beyond the limit.
-pub fn put_request(txn: &mut Txn<'_>, key: &str, fingerprint: u64, subject: &str) -> Result<(), StoreError> {
-    let number = txn.mint("request")?;
-    txn.put(Table::Requests, key, &RequestRecord { fingerprint, subject: subject.to_owned(), number })?;
-    // A second row by age finds the oldest without a scan.
-    txn.put(Table::RequestAges, &format!("{number:020}"), &RequestAge { key: key.to_owned() })?;
-    if let Some(old) = number.checked_sub(limits::IDEMPOTENCY_KEYS_MAX as u64) {
-        let age_key = format!("{old:020}");
-        if let Some(age) = txn.get::<RequestAge>(Table::RequestAges, &age_key)? {
-            txn.delete(Table::Requests, &age.key)?;
-            txn.delete(Table::RequestAges, &age_key)?;
-        }
-    }
-    Ok(())
+/// The same outside of a transaction.
+pub fn request(store: &Store, key: &str) -> Result<Option<RequestRecord>, StoreError> {
+    store.get(Table::Requests, key)
 }
+
+/// Remembers what a client's key came to, and forgets the one that is as many requests old as are kept.
+pub fn put_request(txn: &mut Txn<'_, '_>, key: &str, fingerprint: u64, subject: &str) -> Result<(), StoreError> {
+    let number = txn.get::<RequestCount>(Table::Meta, "requests")?.map_or(0, |count| count.number) + 1;
+    txn.put(Table::Meta, "requests", &RequestCount { number })?;
+    txn.put(Table::Requests, key, &RequestRecord { fingerprint, subject: subject.to_owned(), number })?;
+    // A ring of rows by number finds the oldest without a scan.
+    let ring = format!("ring/{:08}", number % limits::IDEMPOTENCY_KEYS_MAX as u64);
+    if let Some(oldest) = txn.get::<RequestAge>(Table::Meta, &ring)?
+        && oldest.key != key
+    {
+        txn.delete(Table::Requests, &oldest.key)?;
+    }
+    txn.put(Table::Meta, &ring, &RequestAge { key: key.to_owned() })
+}
+
+/// How many requests were remembered so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestCount {
+    number: u64,
+}
+crate::stored!(RequestCount, b"rcnt");
 
 /// Which key was used how-manieth.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -276,7 +291,7 @@ pub fn reservations(store: &Store) -> Result<Vec<(ClusterId, ReservationRecord)>
 
 /// Writes a promise.
 pub fn put_reservation(
-    txn: &mut Txn<'_>,
+    txn: &mut Txn<'_, '_>,
     cluster: &ClusterId,
     record: &ReservationRecord,
 ) -> Result<(), StoreError> {
@@ -284,27 +299,14 @@ pub fn put_reservation(
 }
 
 /// Forgets a promise.
-pub fn drop_reservation(txn: &mut Txn<'_>, cluster: &ClusterId, job: JobId) -> Result<(), StoreError> {
+pub fn drop_reservation(txn: &mut Txn<'_, '_>, cluster: &ClusterId, job: JobId) -> Result<(), StoreError> {
     txn.delete(Table::Reservations, &format!("{cluster}/{job}"))
 }
 
 
-// -- peers -------------------------------------------------------------------
+// -- audit -------------------------------------------------------------------
 
-/// A peer's incarnation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PeerRecord {
-    /// The latest one known.
-    pub incarnation: Incarnation,
-}
-crate::stored!(PeerRecord, b"peer");
-
-/// The latest known incarnation of a peer.
-pub fn peer_incarnation_in(txn: &Txn<'_>, peer: &str) -> Result<Option<Incarnation>, StoreError> {
-    Ok(txn.get::<PeerRecord>(Table::Peers, peer)?.map(|record| record.incarnation))
-}
-
-/// Remembers a peer's incarnation.
-pub fn put_peer_incarnation(txn: &mut Txn<'_>, peer: &str, incarnation: Incarnation) -> Result<(), StoreError> {
-    txn.put(Table::Peers, peer, &PeerRecord { incarnation })
+/// Appends to the audit: ordered by time, then by request.
+pub fn put_audit<A: Stored>(txn: &mut Txn<'_, '_>, at: WallMillis, request: RequestId, record: &A) -> Result<(), StoreError> {
+    txn.put(Table::Audit, &format!("{:014}/{request}", at.0), record)
 }

@@ -36,7 +36,7 @@ pub struct TargetJob {
     pub(super) ctx: Arc<Context>,
     pub(super) me: Handle<TargetMessage>,
     pub(super) state: Target,
-    record: TargetJobRecord,
+    entries: u64,
     waiting: Vec<(Attempt, TargetRequest, Reply<TargetAnswer>)>,
     tasks: Vec<AbortHandle>,
 }
@@ -52,7 +52,8 @@ impl TargetJob {
         let state = target::fold(record.first.clone(), &inputs).map_err(|(position, why)| {
             HandlerError::poison(format!("entry {position} of the journal of {job} does not follow: {why}"))
         })?;
-        Ok(TargetJob { ctx, me, state, record, waiting: Vec::new(), tasks: Vec::new() })
+        let entries = inputs.len() as u64;
+        Ok(TargetJob { ctx, me, state, entries, waiting: Vec::new(), tasks: Vec::new() })
     }
 
     /// What both ends of this attempt's transfer are fenced by.
@@ -78,7 +79,9 @@ impl TargetJob {
                 let _ = self.take(input).await?;
             }
             TargetMessage::Ask(attempt, request, reply) => self.ask(attempt, request, reply).await?,
-            TargetMessage::Look(reply) => reply.send(self.state.clone()),
+            TargetMessage::Look(reply) => {
+                reply.send(self.state.clone());
+            }
         }
         self.answer_waiting();
         Ok(matches!(self.state.phase, Phase::Running { .. } | Phase::Discarded))
@@ -96,21 +99,24 @@ impl TargetJob {
             return Ok(());
         }
         match target::answer(&self.state, attempt, &request) {
-            Some(answer) => reply.send(answer),
+            Some(answer) => {
+                reply.send(answer);
+            }
             None => self.waiting.push((attempt, request, reply)),
         }
         Ok(())
     }
 
     fn answer_waiting(&mut self) {
-        let state = &self.state;
-        self.waiting.retain_mut(|(attempt, request, reply)| match target::answer(state, *attempt, request) {
-            Some(answer) => {
-                reply.send_once(answer);
-                false
+        for (attempt, request, reply) in std::mem::take(&mut self.waiting) {
+            match target::answer(&self.state, attempt, &request) {
+                Some(answer) => {
+                    reply.send(answer);
+                }
+                None if reply.is_abandoned() => {}
+                None => self.waiting.push((attempt, request, reply)),
             }
-            None => reply.is_open(),
-        });
+        }
     }
 
     async fn take(&mut self, input: Input) -> Result<Result<(), &'static str>, HandlerError> {
@@ -149,6 +155,7 @@ impl TargetJob {
         }
         let owns_now = after.owns() && !self.state.owns();
         self.state = after;
+        self.entries += 1;
         self.ctx.kill.pass(will, Side::Target, Moment::AfterWrite);
         if owns_now {
             self.ctx.changed(&self.state.to.cluster);
@@ -177,9 +184,9 @@ impl TargetJob {
         }
     }
 
-    /// When it began on this side.
-    pub fn started_at(&self) -> crate::types::WallMillis {
-        self.record.started_at
+    /// How many entries its journal has.
+    pub fn entries(&self) -> u64 {
+        self.entries
     }
 }
 
@@ -201,7 +208,7 @@ struct Advance {
 }
 
 impl Advance {
-    fn write(&self, txn: &mut Txn<'_>) -> Result<(), StoreError> {
+    fn write(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
         let t = &self.after;
         tables::append(txn, t.job, &JobEntry::Target(self.entry.clone()))?;
         for write in target::writes(&self.before, t) {

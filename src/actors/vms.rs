@@ -63,30 +63,30 @@ fn name_key(spec: &VmSpec) -> String {
 }
 
 /// Which VM has this name here, if one has.
-pub fn named(txn: &Txn<'_>, spec: &VmSpec) -> Result<Option<VmId>, StoreError> {
+pub fn named(txn: &mut Txn<'_, '_>, spec: &VmSpec) -> Result<Option<VmId>, StoreError> {
     Ok(txn.get::<VmName>(Table::VmNames, &name_key(spec))?.map(|name| name.vm))
 }
 
 /// Reads a record inside a transaction.
-pub fn get(txn: &Txn<'_>, vm: VmId) -> Result<Option<VmRecord>, StoreError> {
+pub fn get(txn: &mut Txn<'_, '_>, vm: VmId) -> Result<Option<VmRecord>, StoreError> {
     txn.get(Table::Vms, &vm.to_string())
 }
 
 /// Writes a changed record: counts its version.
-pub fn put(txn: &mut Txn<'_>, mut record: VmRecord) -> Result<VmRecord, StoreError> {
+pub fn put(txn: &mut Txn<'_, '_>, mut record: VmRecord) -> Result<VmRecord, StoreError> {
     record.resource_version += 1;
     txn.put(Table::Vms, &record.id.to_string(), &record)?;
     Ok(record)
 }
 
 /// Writes a new record with its name.
-pub fn create(txn: &mut Txn<'_>, record: VmRecord) -> Result<VmRecord, StoreError> {
+pub fn create(txn: &mut Txn<'_, '_>, record: VmRecord) -> Result<VmRecord, StoreError> {
     txn.put(Table::VmNames, &name_key(&record.spec), &VmName { vm: record.id })?;
     put(txn, record)
 }
 
 /// Removes a record, its name and its room.
-pub fn remove(txn: &mut Txn<'_>, ledgers: &Ledgers, record: &VmRecord) -> Result<(), StoreError> {
+pub fn remove(txn: &mut Txn<'_, '_>, ledgers: &Ledgers, record: &VmRecord) -> Result<(), StoreError> {
     txn.delete(Table::Vms, &record.id.to_string())?;
     if named(txn, &record.spec)? == Some(record.id) {
         txn.delete(Table::VmNames, &name_key(&record.spec))?;
@@ -96,7 +96,7 @@ pub fn remove(txn: &mut Txn<'_>, ledgers: &Ledgers, record: &VmRecord) -> Result
 }
 
 /// The job does not move this VM any more.
-pub fn unlock(txn: &mut Txn<'_>, vm: VmId, job: JobId) -> Result<(), StoreError> {
+pub fn unlock(txn: &mut Txn<'_, '_>, vm: VmId, job: JobId) -> Result<(), StoreError> {
     if let Some(mut record) = get(txn, vm)?
         && record.job == Some(job)
     {
@@ -108,7 +108,7 @@ pub fn unlock(txn: &mut Txn<'_>, vm: VmId, job: JobId) -> Result<(), StoreError>
 
 /// The transfer is recorded: the VM leaves its cluster. Inside a region its record goes to the target at once, so that
 /// it is never without one.
-pub fn leave(txn: &mut Txn<'_>, ledgers: &Ledgers, job: &Source, inside: bool) -> Result<(), StoreError> {
+pub fn leave(txn: &mut Txn<'_, '_>, ledgers: &Ledgers, job: &Source, inside: bool) -> Result<(), StoreError> {
     let Some(mut record) = get(txn, job.vm)? else { return Ok(()) };
     if !inside {
         return remove(txn, ledgers, &record);
@@ -123,7 +123,7 @@ pub fn leave(txn: &mut Txn<'_>, ledgers: &Ledgers, job: &Source, inside: bool) -
 
 /// The VM belongs to this region (or cluster) now: its record, name and room.
 pub fn arrive(
-    txn: &mut Txn<'_>,
+    txn: &mut Txn<'_, '_>,
     ledgers: &Ledgers,
     job: &Target,
     now: WallMillis,
@@ -167,7 +167,7 @@ pub fn arrive(
 /// # Errors
 /// Why not, in words, with the figures.
 pub fn reserve(
-    txn: &mut Txn<'_>,
+    txn: &mut Txn<'_, '_>,
     ledgers: &Ledgers,
     job: &Target,
     now: Tick,
@@ -210,7 +210,7 @@ impl Reserve {
 }
 
 /// The promise and the name are given back.
-pub fn free_room(txn: &mut Txn<'_>, ledgers: &Ledgers, job: &Target) -> Result<(), StoreError> {
+pub fn free_room(txn: &mut Txn<'_, '_>, ledgers: &Ledgers, job: &Target) -> Result<(), StoreError> {
     let cluster = &job.to.cluster;
     tables::drop_reservation(txn, cluster, job.job)?;
     ledgers.with(cluster, |ledger| ledger.release(job.job));
