@@ -105,6 +105,24 @@ pub const RETENTION_MS: Millis = Millis(3_600_000);
 // -- admin ------------------------------------------------------------------
 /// Body of one API request.
 pub const API_BODY_BYTES_MAX: usize = MIB as usize;
+/// Head of one API request: request line and headers.
+pub const API_HEAD_BYTES_MAX: usize = 16 * KIB as usize;
+/// Headers of one API request.
+pub const API_HEADERS_MAX: usize = 64;
+/// A head or a body that takes longer to arrive is given up.
+pub const API_READ_MS_MAX: Millis = Millis(10_000);
+/// Connections to the admin socket at once; one more is answered `BUSY` and closed.
+pub const API_CONNECTIONS_MAX: usize = 256;
+/// Requests at work at once; one more is answered `BUSY`.
+pub const API_REQUESTS_MAX: usize = 128;
+/// Clients that follow events at once.
+pub const API_WATCHES_MAX: usize = 64;
+/// Deadline of an API request unless the client says otherwise.
+pub const API_DEADLINE_MS: Millis = Millis(30_000);
+/// The longest deadline that a client may ask for.
+pub const API_DEADLINE_MS_MAX: Millis = Millis(300_000);
+/// What a client that was answered `BUSY` is asked to wait.
+pub const API_RETRY_MS: Millis = Millis(200);
 /// Items on one page of a list.
 pub const API_PAGE_MAX: usize = 500;
 /// How long an idempotency key is remembered, counted in requests kept.
@@ -114,7 +132,9 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 
 const _: () = assert!(JOURNAL_ENTRY_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(JOURNAL_ENTRY_BYTES_MAX <= VALUE_BYTES_MAX);
-const _: () = assert!(API_BODY_BYTES_MAX < FRAME_BYTES_MAX, "a forwarded request must fit into a frame");
+const _: () =
+    assert!(API_BODY_BYTES_MAX + API_HEAD_BYTES_MAX < FRAME_BYTES_MAX, "a forwarded request must fit into a frame");
+const _: () = assert!(API_REQUESTS_MAX < API_CONNECTIONS_MAX && API_WATCHES_MAX < API_CONNECTIONS_MAX);
 const _: () = assert!(BLOCK_BYTES_MAX.is_multiple_of(PAGE_BYTES) && BLOCK_BYTES_MAX.is_multiple_of(DISK_BLOCK_BYTES));
 const _: () = assert!(TRANSFER_BUFFER_BYTES_MAX >= 4 * BLOCK_BYTES_MAX);
 const _: () = assert!(RESTART_PAUSE_MS_MAX.0 * (RESTARTS_MAX as u64) < RESTART_WINDOW_MS.0);
