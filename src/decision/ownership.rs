@@ -78,6 +78,10 @@ impl VmDecisions {
     pub fn answer(&self, attempt: Attempt) -> DecisionAnswer {
         match self.decided {
             Some((highest, decision)) if highest == attempt => DecisionAnswer::Decided(decision),
+            // Whatever was decided since: who holds this copy owns it, and must be told so.
+            _ if self.moved.as_ref().is_some_and(|m| m.attempt == attempt) => {
+                DecisionAnswer::Decided(Decision::Transfer)
+            }
             Some((highest, _)) if attempt < highest => DecisionAnswer::Superseded,
             Some(_) | None => DecisionAnswer::Undecided,
         }
@@ -125,6 +129,10 @@ mod tests {
         assert!(moved.may_run(&"us".parse().unwrap()));
         assert_eq!(moved.answer(Attempt(1)), DecisionAnswer::Superseded);
         assert_eq!(moved.answer(Attempt(3)), DecisionAnswer::Undecided);
+        let Proposed::Recorded(later) = moved.propose(Attempt(3), Decision::Abort, &to(), fence) else {
+            panic!("attempt 3 is new")
+        };
+        assert_eq!(later.answer(Attempt(2)), DecisionAnswer::Decided(Decision::Transfer), "its owner is still told");
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub enum Phase {
         why: String,
         /// It owns the VM: the decision was recorded before.
         owned: bool,
+        /// It had said that it is ready: a transfer may be recorded, so it may not give up by itself.
+        sealed: bool,
         /// Where the guest was paused, once it was sealed.
         tick: u64,
     },
@@ -239,7 +241,9 @@ pub fn step(t: &Target, input: &Input) -> Verdict<Target> {
     {
         return next_attempt(t, input.attempt);
     }
-    if input.attempt != t.attempt {
+    // The source's last attempt may never have reached this side; its discard is of all attempts.
+    let discards = input.event == Event::Asked(TargetRequest::Discard) && input.attempt > t.attempt;
+    if input.attempt != t.attempt && !discards {
         return Verdict::Ignore("it belongs to another attempt");
     }
     if input.step.is_some_and(|asked| asked != t.phase.step()) {
@@ -258,7 +262,7 @@ pub fn step(t: &Target, input: &Input) -> Verdict<Target> {
         | Event::HostLost { .. } => from_host(t, &input.event),
         Event::TimedOut => match t.phase {
             // Without its word "ready" the source can't transfer, so giving up is safe; after it, never.
-            Phase::Reserved | Phase::Preparing | Phase::Receiving | Phase::Lost { owned: false, .. } => {
+            Phase::Reserved | Phase::Preparing | Phase::Receiving | Phase::Lost { owned: false, sealed: false, .. } => {
                 t.advance(Phase::Discarding { expired: true })
             }
             Phase::Sealing
@@ -266,7 +270,7 @@ pub fn step(t: &Target, input: &Input) -> Verdict<Target> {
             | Phase::Starting { .. }
             | Phase::Verifying { .. }
             | Phase::Running { .. }
-            | Phase::Lost { owned: true, .. }
+            | Phase::Lost { .. }
             | Phase::Discarding { .. }
             | Phase::Discarded => Verdict::Ignore("it may not give up by itself in this phase"),
         },
@@ -304,8 +308,8 @@ fn asked(t: &Target, request: &TargetRequest) -> Verdict<Target> {
             Phase::Ready { tick, .. } => t.advance(Phase::Starting { tick: *tick, cold: false }),
             Phase::Lost { owned: true, tick, .. } if *cold => t.advance(Phase::Starting { tick: *tick, cold: true }),
             // The decision came after the loss: the VM is this region's all the same.
-            Phase::Lost { owned: false, tick, why } => {
-                t.advance(Phase::Lost { owned: true, tick: *tick, why: why.clone() })
+            Phase::Lost { owned: false, sealed: true, tick, why } => {
+                t.advance(Phase::Lost { owned: true, sealed: true, tick: *tick, why: why.clone() })
             }
             _ => Verdict::Ignore("it was started already, or can't be"),
         },
@@ -342,22 +346,23 @@ fn told(t: &Target, answer: DecisionAnswer) -> Verdict<Target> {
 fn from_host(t: &Target, event: &Event) -> Verdict<Target> {
     use Event as E;
     use Verdict::Ignore;
-    let lost = |why: &str, owned, tick| t.advance(Phase::Lost { why: why.to_owned(), owned, tick });
+    let unsealed = |why: &str| t.advance(Phase::Lost { why: why.to_owned(), owned: false, sealed: false, tick: 0 });
+    let lost = |why: &str, owned, tick| t.advance(Phase::Lost { why: why.to_owned(), owned, sealed: true, tick });
     match &t.phase {
         Phase::Reserved | Phase::Running { .. } | Phase::Discarded => Ignore(NOT_NOW),
         Phase::Preparing => match event {
             E::HostPrepared => t.advance(Phase::Receiving),
-            E::HostRefused { why } | E::HostLost { why } => lost(why, false, 0),
+            E::HostRefused { why } | E::HostLost { why } => unsealed(why),
             _ => Ignore(NOT_NOW),
         },
         Phase::Receiving => match event {
-            E::HostLost { why } => lost(why, false, 0),
+            E::HostLost { why } => unsealed(why),
             _ => Ignore(NOT_NOW),
         },
         Phase::Sealing => match event {
             E::HostSealed { digest, tick } => t.advance(Phase::Ready { digest: *digest, tick: *tick }),
             E::HostIncomplete => t.advance(Phase::Receiving),
-            E::HostRefused { why } | E::HostLost { why } => lost(why, false, 0),
+            E::HostRefused { why } | E::HostLost { why } => unsealed(why),
             _ => Ignore(NOT_NOW),
         },
         Phase::Ready { tick, .. } => match event {
@@ -366,7 +371,8 @@ fn from_host(t: &Target, event: &Event) -> Verdict<Target> {
         },
         Phase::Starting { tick, .. } => match event {
             E::HostStarted => t.advance(Phase::Verifying { tick: *tick }),
-            E::HostLost { why } => lost(why, true, *tick),
+            // Asking again would be refused again: a person must know.
+            E::HostLost { why } | E::HostRefused { why } => lost(why, true, *tick),
             _ => Ignore(NOT_NOW),
         },
         Phase::Verifying { tick: paused_at } => match event {
@@ -377,8 +383,8 @@ fn from_host(t: &Target, event: &Event) -> Verdict<Target> {
         Phase::Lost { .. } => Ignore("it is lost already"),
         Phase::Discarding { .. } => match event {
             E::HostDiscarded => t.advance(Phase::Discarded),
-            // A host that lost everything has nothing to throw away.
-            E::HostLost { .. } => t.advance(Phase::Discarded),
+            // A host that lost everything, or has a later attempt or the VM itself there, has nothing to throw away.
+            E::HostLost { .. } | E::HostRefused { .. } => t.advance(Phase::Discarded),
             _ => Ignore(NOT_NOW),
         },
     }
@@ -390,7 +396,7 @@ pub fn answer(t: &Target, attempt: Attempt, request: &TargetRequest) -> Option<T
     if attempt < t.attempt {
         return Some(A::Superseded { by: t.attempt });
     }
-    if attempt > t.attempt {
+    if attempt > t.attempt && *request != TargetRequest::Discard {
         // A new attempt begins with `Prepare`; that it did not begin here is a refusal of the core.
         return Some(A::Refused { why: format!("attempt {attempt} was not prepared here, {} is", t.attempt) });
     }
@@ -473,7 +479,8 @@ pub fn commands(t: &Target) -> Vec<Command> {
         Phase::Starting { cold: false, .. } => vec![Command::Activate],
         Phase::Starting { cold: true, .. } => vec![Command::StartCold],
         Phase::Verifying { .. } => vec![Command::SeeItRun],
-        Phase::Lost { owned: false, .. } => vec![patience, Command::AskDecision],
+        Phase::Lost { owned: false, sealed: false, .. } => vec![patience],
+        Phase::Lost { owned: false, sealed: true, .. } => vec![Command::AskDecision],
         Phase::Lost { owned: true, .. } | Phase::Running { .. } | Phase::Discarded => vec![],
         Phase::Discarding { .. } => vec![Command::DiscardReceive],
     }

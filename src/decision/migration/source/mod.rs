@@ -78,7 +78,7 @@ pub enum End {
 pub enum ParkReason {
     /// The target lost the VM's memory after the decision; its disk is there.
     TargetMemoryLost,
-    /// The source's host does not answer, and only it knows whether it holds the guest.
+    /// The source's host does not answer, and only it knows whether it holds the guest. Ends by itself when it answers.
     SourceHostSilent,
     /// The job killed its actor again and again without progress.
     Quarantined,
@@ -385,6 +385,8 @@ pub fn commands(s: &Source) -> Vec<Command> {
         return vec![C::Observe, patience];
     }
     match &s.phase {
+        // It needs a person only as long as the host is silent.
+        Phase::Parked { why: ParkReason::SourceHostSilent, .. } => vec![C::Observe],
         Phase::Queued | Phase::Parked { .. } => vec![],
         Phase::Reserving => vec![C::AskTarget(TargetRequest::Reserve), patience],
         Phase::Preparing => vec![C::AskTarget(TargetRequest::Prepare), patience],

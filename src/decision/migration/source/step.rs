@@ -58,9 +58,9 @@ fn settled(phase: &Phase, view: HostView) -> Option<Event> {
         Phase::Holding if view.held => Some(Event::Held),
         Phase::Pausing | Phase::Holding | Phase::Sealing if view.spent => Some(spent()),
         Phase::Pausing | Phase::Holding | Phase::Sealing | Phase::Copying if !view.alive => Some(lost()),
-        Phase::Resuming if view.spent && !view.held => Some(Event::Resumed),
+        Phase::Resuming if view.held => Some(Event::Held),
+        Phase::Resuming if view.spent => Some(Event::Resumed),
         Phase::Reviving if !view.held => Some(Event::Revived),
-        Phase::Switching { .. } | Phase::Verifying { .. } if view.gone => Some(Event::Retired),
         Phase::Queued
         | Phase::Reserving
         | Phase::Preparing
@@ -100,9 +100,27 @@ pub fn step(s: &Source, input: &Input) -> Verdict<Source> {
                 None => Verdict::Advance(plain),
             };
         }
+        Event::Observed(view) => {
+            if let Phase::Parked { why: ParkReason::SourceHostSilent, at } = &s.phase {
+                return host_spoke(s, at, *view);
+            }
+        }
         _ => {}
     }
-    forward(s, &input.event)
+    match forward(s, &input.event) {
+        // What was known before is not journalled again: a journal must not grow without progress.
+        Verdict::Advance(next) if next == *s => Verdict::Ignore("it is known already"),
+        verdict => verdict,
+    }
+}
+
+/// A host that was silent answers: the job goes on by itself, a person is not needed any more.
+fn host_spoke(s: &Source, at: &Phase, view: HostView) -> Verdict<Source> {
+    let on = s.to_phase(at.clone());
+    match settled(at, view) {
+        Some(event) => forward(&on, &event),
+        None => Verdict::Advance(on),
+    }
 }
 
 fn forward(s: &Source, event: &Event) -> Verdict<Source> {
@@ -216,6 +234,8 @@ fn forward(s: &Source, event: &Event) -> Verdict<Source> {
         },
         Phase::Resuming => match event {
             E::Resumed => s.advance(abort(false)),
+            // A hold that was on its way came first: only the decision frees the guest now.
+            E::Held => s.advance(abort(true)),
             E::SourceLost { why } => {
                 // Dead, and the host says so: the attempt is spent, there is nothing left to move.
                 let rolled = s.with_goal_if_forward(Goal::RollBack, why);
@@ -365,6 +385,8 @@ fn person(s: &Source, event: &Event) -> Verdict<Source> {
             match &on.phase {
                 Phase::Queued => Verdict::Advance(on.to_phase(Phase::Ended(End::RolledBack))),
                 Phase::Reviving => Verdict::Advance(on.after_abort()),
+                // A transfer may be on its way to the record, or in it: it competes, and is followed if it came first.
+                Phase::Deciding { held, .. } => Verdict::Advance(on.to_phase(abort(*held))),
                 _ => Verdict::Advance(on.to_phase(abort(false))),
             }
         }
