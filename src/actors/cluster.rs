@@ -5,17 +5,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::call::Reply;
 use super::context::Context;
 use super::mailbox::{Class, Handle};
+use super::serve::{Ctx, HandlerError, Serve};
 use super::records::CleanupKind;
 use super::tables;
 use crate::decision::converge::{self, HostAttempt, Repair, Seen};
 use crate::decision::membership::{Health, Probe, Thresholds};
 use crate::decision::ownership::{Decision, Proposed};
-use crate::drivers::embedded::launch::HostKeeper;
 use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, VmObservation};
 use crate::store::{StoreError, Work};
 use crate::types::{
@@ -23,7 +22,7 @@ use crate::types::{
 };
 
 /// How often the host is asked for its inventory.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const LOOK_EVERY: Millis = Millis(500);
 /// A host that does not answer for so long is looked after: it may have died.
 const HOST_AWAY_MS: Millis = Millis(1_000);
 
@@ -63,7 +62,7 @@ pub struct Cluster {
     id: ClusterId,
     host: HostName,
     driver: Arc<dyn Hypervisor>,
-    keeper: Arc<HostKeeper>,
+    look_after_host: Arc<dyn Fn() + Send + Sync>,
     health: Health,
     seen: BTreeMap<VmId, VmObservation>,
     seen_at: Option<Tick>,
@@ -74,14 +73,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster that nothing is known of yet.
+    /// A cluster that nothing is known of yet. `me` is its own handle; `look_after_host` starts a host that died.
     pub fn new(
         ctx: Arc<Context>,
         me: Handle<ClusterMessage>,
         id: ClusterId,
         host: HostName,
         driver: Arc<dyn Hypervisor>,
-        keeper: Arc<HostKeeper>,
+        look_after_host: Arc<dyn Fn() + Send + Sync>,
     ) -> Cluster {
         let health = Health::new(Thresholds::default(), ctx.clock.now());
         Cluster {
@@ -90,7 +89,7 @@ impl Cluster {
             id,
             host,
             driver,
-            keeper,
+            look_after_host,
             health,
             seen: BTreeMap::new(),
             seen_at: None,
@@ -101,8 +100,7 @@ impl Cluster {
         }
     }
 
-    /// One message.
-    pub fn handle(&mut self, message: ClusterMessage) {
+    fn take(&mut self, message: ClusterMessage) {
         match message {
             ClusterMessage::Look => self.look(),
             ClusterMessage::Inventory(result, took) => self.inventory(result, took),
@@ -128,20 +126,6 @@ impl Cluster {
         }
     }
 
-    /// Looks at the host, then again and again.
-    pub fn begin(&mut self) {
-        self.look();
-        let me = self.me.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(LOOK_EVERY).await;
-                match me.cast(Class::Control, ClusterMessage::Look) {
-                    Ok(()) | Err(super::mailbox::SendError::Busy { .. }) => {}
-                    Err(super::mailbox::SendError::Gone) => return,
-                }
-            }
-        });
-    }
 
     fn age(&self) -> Option<Millis> {
         self.seen_at.map(|at| self.ctx.clock.now().since(at))
@@ -193,7 +177,7 @@ impl Cluster {
                 let away = self.seen_at.map_or(HOST_AWAY_MS, |at| now.since(at));
                 if away >= HOST_AWAY_MS {
                     tracing::debug!(cluster = %self.id, %error, "the host is away: it is looked after");
-                    self.keeper.look_after();
+                    (self.look_after_host)();
                 }
             }
         }
@@ -382,6 +366,22 @@ impl Cluster {
             age_ms: age.unwrap_or(Millis(u64::MAX)),
             stale,
         }
+    }
+}
+
+impl Serve for Cluster {
+    type Message = ClusterMessage;
+
+    async fn started(&mut self, ctx: &mut Ctx<ClusterMessage>) -> Result<(), HandlerError> {
+        self.me = ctx.this();
+        ctx.send_every(LOOK_EVERY, Class::Control, || ClusterMessage::Look);
+        self.look();
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: ClusterMessage, _: &mut Ctx<ClusterMessage>) -> Result<(), HandlerError> {
+        self.take(message);
+        Ok(())
     }
 }
 

@@ -293,7 +293,7 @@ async fn announced(ctx: &Arc<Context>, from: &PeerId, request: Request) -> Resul
         return Err(Refusal::new(RefusalCode::MALFORMED, "a command without an id"));
     };
     let region = from.region.clone();
-    let id = MessageId { incarnation: id.incarnation, number: id.number };
+    let id = super::outbox::unpack(id);
     let own = ctx.region.clone();
     let kept = message.clone();
     ctx.store

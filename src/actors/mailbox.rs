@@ -291,6 +291,14 @@ impl<M: Send + 'static> Handle<M> {
         self.push(class, message, self.mailbox.clock.now(), None, self.pinned)
     }
 
+    /// Sends a message to an actor that may have ended meanwhile, and then has no use for it; that the actor does not
+    /// keep up with what it set in motion itself is logged, since what waits for the message then ends by its deadline.
+    pub fn told(&self, class: Class, message: M) {
+        if let Err(SendError::Busy { .. }) = self.cast(class, message) {
+            tracing::error!("an outcome was lost: the actor does not keep up with what it set in motion");
+        }
+    }
+
     /// Sends a message that is of no use any more after `within`; it is dropped if it was not handled by then.
     pub fn cast_within(&self, class: Class, within: Millis, message: M) -> Result<(), SendError> {
         let now = self.mailbox.clock.now();

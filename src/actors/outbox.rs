@@ -3,27 +3,36 @@
 //! in the transaction that enqueued it, so a repeat is known as one. Not here: the connection (`protocol/`).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::cluster::ClusterMessage;
 use super::context::Context;
 use super::inbound::Receiver;
 use super::mailbox::Class;
+use super::serve::{Ctx, HandlerError, Serve};
 use crate::protocol::bodies::DirectoryMessage;
 use crate::protocol::envelope;
 use crate::protocol::link::{Inbound as _, Link, LinkError, PeerId, Request};
 use crate::protocol::messages::Kind;
 use crate::store::{MessageId, StoreError, Work};
-use crate::types::{ClusterView, RegionName, limits};
+use crate::types::{ClusterView, Millis, RegionName, limits};
 
-/// How often the outbox is looked at, beside at each connection.
-const DELIVER_EVERY: Duration = Duration::from_millis(100);
+/// How often the outbox is looked at.
+const DELIVER_EVERY: Millis = Millis(100);
 /// How often a region tells the others of its clusters.
-const TELL_EVERY: Duration = Duration::from_millis(1_000);
+const TELL_EVERY: Millis = Millis(1_000);
+
+/// What a deliverer is told, by its own timers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkMessage {
+    /// Deliver what waits.
+    Deliver,
+    /// Tell the peer what this region has.
+    Tell,
+}
 /// How often a peer is told what it need not remember any more.
 
 
-/// Delivers to one peer until it is dropped.
+/// Delivers to one peer.
 pub struct Deliverer {
     ctx: Arc<Context>,
     peer: RegionName,
@@ -39,24 +48,6 @@ impl Deliverer {
     pub fn new(ctx: Arc<Context>, peer: RegionName, receiver: Arc<Receiver>) -> Deliverer {
         let link = ctx.link(&peer);
         Deliverer { ctx, peer, link, receiver, generation: 0, told: None }
-    }
-
-    /// Runs for ever; an error of the store ends it, and with it the process.
-    ///
-    /// # Errors
-    /// The store's.
-    pub async fn run(mut self) -> Result<(), StoreError> {
-        let mut deliver = tokio::time::interval(DELIVER_EVERY);
-        let mut tell = tokio::time::interval(TELL_EVERY);
-        deliver.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        tell.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                biased;
-                _ = deliver.tick() => self.deliver().await?,
-                _ = tell.tick() => self.tell().await,
-            }
-        }
     }
 
     async fn deliver(&mut self) -> Result<(), StoreError> {
@@ -79,7 +70,7 @@ impl Deliverer {
     }
 
     async fn send(&self, id: MessageId, body: Vec<u8>) -> bool {
-        let wire = envelope::MessageId { incarnation: id.incarnation, number: id.number };
+        let Some(wire) = pack(id) else { return false };
         let request = Request::command(wire, Kind::ANNOUNCE, "region", body, limits::REQUEST_MS);
         let answered = match &self.link {
             Some(link) => link.request(request).await.map_err(|error| match error {
@@ -124,6 +115,38 @@ impl Deliverer {
             tracing::debug!(peer = %self.peer, %error, "the directory was not told");
         }
     }
+}
+
+impl Serve for Deliverer {
+    type Message = LinkMessage;
+
+    async fn started(&mut self, ctx: &mut Ctx<LinkMessage>) -> Result<(), HandlerError> {
+        ctx.send_every(DELIVER_EVERY, Class::Control, || LinkMessage::Deliver);
+        if self.link.is_some() {
+            ctx.send_every(TELL_EVERY, Class::Telemetry, || LinkMessage::Tell);
+        }
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: LinkMessage, _: &mut Ctx<LinkMessage>) -> Result<(), HandlerError> {
+        match message {
+            LinkMessage::Deliver => self.deliver().await?,
+            LinkMessage::Tell => self.tell().await,
+        }
+        Ok(())
+    }
+}
+
+/// A command's id as it travels: both halves have 32 bits there, enough for four billion openings of a store and as
+/// many commands in each. The order stays.
+pub fn pack(id: MessageId) -> Option<envelope::MessageId> {
+    let (incarnation, number) = (u32::try_from(id.incarnation).ok()?, u32::try_from(id.number).ok()?);
+    Some(envelope::MessageId(u64::from(incarnation) << 32 | u64::from(number)))
+}
+
+/// The id in the sender's store.
+pub fn unpack(id: envelope::MessageId) -> MessageId {
+    MessageId { incarnation: id.0 >> 32, number: id.0 & u64::from(u32::MAX) }
 }
 
 /// What this region's clusters say of themselves now. One that does not answer is left out rather than waited for.

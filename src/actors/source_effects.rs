@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::context::Context;
-use super::mailbox::Handle;
+use super::mailbox::{Class, Handle};
 use super::source_job::{SourceJob, SourceMessage};
 use super::target_client::{self, Asked};
 use crate::decision::migration::source::{Command, Event, HostView, Input, Round};
@@ -30,7 +30,7 @@ const SWITCH_OVERHEAD_US: u64 = 8_000;
 impl Handle<SourceMessage> {
     /// Tells the job what happened. A job that is gone has no use for it.
     pub fn input(&self, input: Input) {
-        self.tell(SourceMessage::Input(input));
+        self.told(Class::Migration, SourceMessage::Input(input));
     }
 }
 
@@ -262,7 +262,7 @@ async fn finish_copy(effect: &Effect) {
 async fn report(effect: &Effect) -> Option<crate::drivers::TransferProgress> {
     match effect.call(HostCall::Progress { key: effect.key }, limits::REQUEST_MS).await {
         Ok(HostReply::Progress(progress)) => {
-            effect.me.tell(SourceMessage::Progress(effect.attempt, progress));
+            effect.me.told(Class::Telemetry, SourceMessage::Progress(effect.attempt, progress));
             Some(progress)
         }
         _ => None,

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use tokio::task::AbortHandle;
 
-use super::child::HandlerError;
+use super::call::Reply;
 use super::context::Context;
-use super::mailbox::{Handle, Reply};
+use super::mailbox::Handle;
+use super::serve::{Exit, HandlerError};
 use super::records::{Cleanup, CleanupKind, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TransferRecord};
 use super::tables::{self, JobEntry, JournalEntry};
 use super::{source_effects, vms};
@@ -61,7 +62,7 @@ impl SourceJob {
         let journal = tables::source_journal(&ctx.store, job)?;
         let inputs: Vec<Input> = journal.iter().map(|entry| entry.input.clone()).collect();
         let state = source::fold(record.first.clone(), &inputs).map_err(|(position, why)| {
-            HandlerError::poison(format!("entry {position} of the journal of {job} does not follow: {why}"))
+            Exit::Poison(format!("entry {position} of the journal of {job} does not follow: {why}"))
         })?;
         let checkpoint: Option<SourceCheckpoint> = tables::source_checkpoint(&ctx.store, job)?;
         let mut transfer = checkpoint.map(|c| c.transfer).unwrap_or_default();
@@ -119,9 +120,12 @@ impl SourceJob {
             SourceMessage::Progress(..) => {}
             SourceMessage::Person(event, reply) => {
                 let input = Input { attempt: self.state.attempt, step: None, event };
-                reply.send(self.take(input).await?);
+                let taken = self.take(input).await?;
+                reply.send(taken);
             }
-            SourceMessage::Status(reply) => reply.send(self.status()),
+            SourceMessage::Status(reply) => {
+                reply.send(self.status());
+            }
         }
         Ok(matches!(self.state.phase, Phase::Ended(_)))
     }
@@ -193,7 +197,10 @@ impl SourceJob {
                 match source::step(state, &advance.entry.input) {
                     Verdict::Advance(next) => advance.after = next,
                     Verdict::Ignore(why) | Verdict::Refuse(why) => {
-                        return Err(StoreError::inconsistent(format!("{} can't take {stands:?}: {why}", state.job)));
+                        return Err(StoreError::Damaged {
+                            what: format!("journal of {}", state.job),
+                            detail: format!("it can't take {stands:?}: {why}"),
+                        });
                     }
                 }
                 advance.write(txn)?;

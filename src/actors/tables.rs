@@ -150,7 +150,7 @@ pub fn append(txn: &mut Txn<'_, '_>, job: JobId, entry: &JobEntry) -> Result<(),
 /// A job's journal, both sides, in order.
 pub fn journal(store: &Store, job: JobId) -> Result<Vec<(u64, JobEntry)>, StoreError> {
     let entries = store.journal(job)?;
-    entries.into_iter().map(|(sequence, bytes)| Ok((sequence, from_bytes(&bytes, "journal")?))).collect()
+    entries.into_iter().map(|(sequence, bytes)| Ok((sequence, from_bytes("journal", &bytes)?))).collect()
 }
 
 /// The source's entries of a job's journal.
@@ -168,7 +168,7 @@ pub fn target_journal(store: &Store, job: JobId) -> Result<Vec<JournalEntry<Targ
 /// A source's checkpoint.
 pub fn source_checkpoint(store: &Store, job: JobId) -> Result<Option<SourceCheckpoint>, StoreError> {
     let Some(checkpoint) = store.checkpoint(job)? else { return Ok(None) };
-    from_bytes(&checkpoint.bytes, "checkpoints").map(Some)
+    from_bytes("checkpoints", &checkpoint.bytes).map(Some)
 }
 
 /// Writes a source's checkpoint.

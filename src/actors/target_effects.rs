@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::context::Context;
-use super::mailbox::Handle;
+use super::mailbox::{Class, Handle};
 use super::target_job::{TargetJob, TargetMessage};
 use crate::decision::migration::target::{Command, Event, Input, Target};
 use crate::decision::ownership::DecisionAnswer;
@@ -24,7 +24,7 @@ const AGAIN_LAST: Duration = Duration::from_millis(1_000);
 impl Handle<TargetMessage> {
     /// Tells the job what happened. A job that is gone has no use for it.
     pub fn input(&self, input: Input) {
-        self.tell(TargetMessage::Input(input));
+        self.told(Class::Migration, TargetMessage::Input(input));
     }
 }
 

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use tokio::task::AbortHandle;
 
-use super::child::HandlerError;
+use super::call::Reply;
 use super::context::Context;
-use super::mailbox::{Handle, Reply};
+use super::mailbox::Handle;
+use super::serve::{Exit, HandlerError};
 use super::records::{TargetJobEnded, TargetJobRecord};
 use super::tables::{self, JobEntry, JournalEntry};
 use super::{target_effects, vms};
@@ -50,7 +51,7 @@ impl TargetJob {
         let job = record.first.job;
         let inputs: Vec<Input> = tables::target_journal(&ctx.store, job)?.into_iter().map(|e| e.input).collect();
         let state = target::fold(record.first.clone(), &inputs).map_err(|(position, why)| {
-            HandlerError::poison(format!("entry {position} of the journal of {job} does not follow: {why}"))
+            Exit::Poison(format!("entry {position} of the journal of {job} does not follow: {why}"))
         })?;
         let entries = inputs.len() as u64;
         Ok(TargetJob { ctx, me, state, entries, waiting: Vec::new(), tasks: Vec::new() })
