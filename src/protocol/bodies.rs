@@ -73,8 +73,6 @@ pub struct DirectoryMessage {
 pub struct ApiMessage {
     /// The request.
     pub request: Vec<u8>,
-    /// How often it was forwarded, this time included.
-    pub hops: u8,
 }
 
 /// The answer to an [`ApiMessage`].

@@ -22,9 +22,6 @@ use crate::protocol::messages::Kind;
 use crate::store::{StoreError, TransactError, Txn};
 use crate::types::*;
 
-/// How often a request may be forwarded on.
-pub const HOPS_MAX: u8 = 4;
-
 /// One region, as its API sees it.
 pub struct RegionApi {
     pub(super) ctx: Arc<Context>,
@@ -146,7 +143,7 @@ impl RegionApi {
             return Err(ApiError::new(ErrorCode::Unavailable, text).hint("add a [[peer]] section for it to node.toml"));
         };
         let deadline = request.deadline;
-        let message = ApiMessage { request: postcard_bytes(&request)?, hops: 1 };
+        let message = ApiMessage { request: postcard_bytes(&request)? };
         let body = postcard_bytes(&message)?;
         let asked = Request::query(Kind::API, "admin", body, deadline);
         match link.request(asked).await {
