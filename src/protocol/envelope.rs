@@ -23,7 +23,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::link::RefusalCode;
+use super::link::{Refusal, RefusalCode};
 use super::messages::Kind;
 use crate::types::limits::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES_MAX, NAME_BYTES_MAX};
 use crate::types::{Incarnation, Millis, RegionName};
@@ -241,6 +241,15 @@ impl Head {
 }
 
 impl ReplyHead {
+    /// The request was done; `length` bytes of answer follow.
+    pub fn done(length: u32) -> ReplyHead {
+        ReplyHead { refusal: None, length, retry_after: Millis(0) }
+    }
+    /// The request was refused; `length` bytes of reason follow.
+    pub fn refused(refusal: &Refusal, length: u32) -> ReplyHead {
+        let retry_after = refusal.retry_after.unwrap_or_default();
+        ReplyHead { refusal: Some(refusal.code), length, retry_after }
+    }
     /// Its bytes.
     pub fn encode(&self) -> [u8; REPLY_HEAD_BYTES] {
         let mut out = [0; REPLY_HEAD_BYTES];

@@ -24,8 +24,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// A bulk stream. Closing its write half tells the other end that it is complete; a cut shows as an error, never as
-/// an end.
+/// A bulk stream. Closing its write half (`shutdown`) tells the other end that it is complete. Dropped before that, or
+/// cut, it shows as an error at the other end, never as an end, and what was written last may be lost.
 pub type BulkStream = Box<dyn ByteStream>;
 
 /// Length of what opens a bulk stream.

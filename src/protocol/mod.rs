@@ -10,6 +10,7 @@ pub mod hello;
 pub mod link;
 pub mod memory;
 pub mod messages;
+pub mod quic;
 pub mod refusals;
 pub mod trust;
 
