@@ -539,15 +539,17 @@ fn random_histories_reach_what_they_shall_test() {
     assert!(ends[0] > 100 && ends[1] > 100, "{ends:?} shut down and gave up");
 }
 
-fn crash(core: &mut Supervision, now: Tick, incarnation: u64) -> Vec<Command> {
+/// The life starts now, and crashes after a while, which is the moment returned.
+fn crash(core: &mut Supervision, now: &mut Tick, lasts: u64, incarnation: u64) -> Vec<Command> {
     let incarnation = ChildIncarnation(incarnation);
-    core.step(now, Event::Started { child: "a".into(), incarnation }).expect("it is listed");
+    core.step(*now, Event::Started { child: "a".into(), incarnation }).expect("it is listed");
+    *now = now.plus(Millis(lasts));
     let reason = "planned".to_owned();
     let event = Event::Exited { child: "a".into(), incarnation, class: ExitClass::Crash, reason };
-    core.step(now, event).expect("it is listed")
+    core.step(*now, event).expect("it is listed")
 }
 
-fn pauses(seed: u64, waits: u64) -> Vec<u64> {
+fn pauses(seed: u64, lasts: u64) -> Vec<u64> {
     let budget = Budget { restarts_max: 1_000, ..Budget::default() };
     let mut core = Supervision::new(Strategy::OneForOne, budget, seed);
     core.begin(Tick(0));
@@ -556,11 +558,10 @@ fn pauses(seed: u64, waits: u64) -> Vec<u64> {
     let mut now = Tick(0);
     let mut pauses = Vec::new();
     for life in 1..=20 {
-        let [Command::StartAt(due)] = crash(&mut core, now, life)[..] else { panic!("no pause") };
+        let [Command::StartAt(due)] = crash(&mut core, &mut now, lasts, life)[..] else { panic!("no pause") };
         pauses.push(due.since(now).0);
         now = due;
         core.step(now, Event::Ticked).expect("always");
-        now = now.plus(Millis(waits));
     }
     pauses
 }
@@ -577,6 +578,8 @@ fn pauses_grow_with_jitter_from_the_seed_and_stay_in_their_bounds() {
     }
     let mean = |n: usize| (0..200).map(|seed| pauses(seed, 0)[n]).sum::<u64>() / 200;
     assert!(mean(10) > 3 * mean(0), "they grow: {} then {}", mean(0), mean(10));
+    let calm = pauses(1, RESTART_WINDOW_MS.0);
+    assert!(calm.iter().all(|pause| *pause <= 150), "a life as long as the window makes good: {calm:?}");
 }
 
 #[test]
@@ -588,11 +591,13 @@ fn a_child_that_fails_at_once_does_exhaust_its_budget() {
         core.step(Tick(0), Event::Registered { child: "a".into(), policy, crashes: 0 }).expect("it is new");
         let mut now = Tick(0);
         for life in 1..=u64::from(RESTARTS_MAX) {
-            let [Command::StartAt(due)] = crash(&mut core, now, life)[..] else { panic!("seed {seed}: no pause") };
+            let [Command::StartAt(due)] = crash(&mut core, &mut now, 0, life)[..] else {
+                panic!("seed {seed}: no pause")
+            };
             now = due;
             core.step(now, Event::Ticked).expect("always");
         }
-        let last = crash(&mut core, now, u64::from(RESTARTS_MAX) + 1);
+        let last = crash(&mut core, &mut now, 0, u64::from(RESTARTS_MAX) + 1);
         let [Command::Escalate { reason }] = &last[..] else { panic!("seed {seed}: {last:?}") };
         let text = "child 'a' failed after 5 restarts within 10000 ms: planned";
         assert_eq!(reason.to_string(), text);
