@@ -400,3 +400,22 @@ fn a_truncated_file_is_refused_or_whole() {
     }
     report(&world, "truncated");
 }
+
+#[test]
+#[should_panic(expected = "6 acknowledged, 6 attempted, 5 there")]
+fn the_check_finds_a_lost_record() {
+    let mut world = World::new();
+    let image = prepared(&world, 5);
+    world.check(image, 6, 6, true, &|| "planted".into());
+}
+
+#[test]
+#[should_panic(expected = "planted: rows")]
+fn the_check_finds_half_a_transaction() {
+    let mut world = World::new();
+    let disk = FaultBackend::holding(prepared(&world, 5));
+    let store = world.open(&disk, true).unwrap();
+    let half = world.runtime.block_on(store.transact(Work::New, |txn| txn.put(Table::Vms, &name(6), &row(6))));
+    half.unwrap();
+    world.check(disk.crash_image(Keep::None), 5, 6, true, &|| "planted".into());
+}
