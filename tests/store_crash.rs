@@ -1,6 +1,7 @@
 //! The store's promise (`src/store/mod.rs`), tried on a disk that crashes, lies, fills up and rots.
 //! Each case builds an image of the disk, opens it and checks: every acknowledged record is there and whole, nothing
 //! of a later transaction without an earlier one, or the opening refuses with an error that says what to do.
+#![allow(clippy::print_stderr, reason = "how many images were tried is part of the result")]
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
