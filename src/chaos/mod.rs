@@ -1,1 +1,3 @@
 //! Harness: drives whole regions as processes; relays, witnesses and judges.
+
+pub mod relay;
