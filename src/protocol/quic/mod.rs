@@ -191,8 +191,13 @@ impl QuicNode {
         self.0.refusals.snapshot()
     }
 
+    /// Connections that are open now, of all peers, those that finish what they carry included.
+    pub fn open_connections(&self) -> usize {
+        self.0.endpoint.open_connections()
+    }
+
     /// Says goodbye to all peers, so that they notice at once, and waits a moment for that to leave.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         self.0.stop.cancel();
         self.0.endpoint.close(CloseCode::Closing.into(), b"this node stops");
         self.0.tasks.close();
