@@ -5,4 +5,5 @@
 pub mod demo;
 pub mod invariants;
 pub mod process;
+pub mod relay;
 pub mod world;

@@ -1,8 +1,11 @@
 //! QUIC's settings. Owns: windows, timers, stream limits, and why each has its value.
 
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::udp::UdpSocketState;
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::Class;
 use crate::types::limits::{
@@ -21,11 +24,38 @@ const BULK_WINDOW_BYTES: u32 = 8 * STREAM_WINDOW_BYTES;
 /// Datagrams that wait to be read; heartbeats are small and the latest is worth most.
 const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
 
+/// The largest packet that is tried for: jumbo frames where the path has them. Discovery starts at what every path
+/// carries and returns to it when larger packets vanish.
+const MTU_MAX: u16 = 8_952;
+/// The kernel's buffers: a window of bulk arrives faster than we are scheduled.
+const SOCKET_BYTES: usize = 4 * 1024 * 1024;
+
 const _: () = assert!(FRAME_BYTES_MAX < STREAM_WINDOW_BYTES as usize, "a frame must fit into a stream's window");
 
+/// The socket of a node.
+pub(super) fn socket(listen: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(listen)?;
+    let state = UdpSocketState::new((&socket).into())?;
+    // Best effort: the machine may allow less, which costs speed and nothing else.
+    let _ = state.set_recv_buffer_size((&socket).into(), SOCKET_BYTES);
+    let _ = state.set_send_buffer_size((&socket).into(), SOCKET_BYTES);
+    Ok(socket)
+}
+
+/// Settings of the socket's endpoint.
+pub(super) fn endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // Fails only outside of 1,200 to 65,527.
+    let _ = config.max_udp_payload_size(MTU_MAX);
+    config
+}
+
 fn common() -> TransportConfig {
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(MTU_MAX);
     let mut transport = TransportConfig::default();
     transport
+        .mtu_discovery_config(Some(discovery))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
