@@ -1,5 +1,5 @@
-//! The one binary. Owns nothing: it parses the command line and hands over.
+//! The one binary. Owns nothing: it hands the command line over.
 
 fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+    novafed::cli::run(std::env::args_os())
 }

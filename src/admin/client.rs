@@ -65,10 +65,14 @@ impl ClientError {
             Self::Refused { document, .. } => document.error.hint.clone(),
             Self::NoNode { socket, .. } => {
                 let dir = socket.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-                format!(
-                    "start it with: novafed node --dir {0}   (or say where the region is: --dir, NOVAFED_DIR)",
-                    dir.display()
-                )
+                let shown = dir.display();
+                if dir.join(crate::config::FILE_NAME).exists() {
+                    format!("start it with: novafed node --dir {shown}")
+                } else {
+                    format!(
+                        "there is no region in {shown}: say where it is with --dir or NOVAFED_DIR, or make one: novafed init"
+                    )
+                }
             }
             Self::Denied { .. } => "run the command as the user that the node runs as, or as root".into(),
             Self::Unknown { method, .. } if method.is_safe() => "ask again, or allow more time with --timeout".into(),
