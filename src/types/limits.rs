@@ -43,12 +43,16 @@ pub const TRANSFER_BUFFER_BYTES_MAX: usize = 8 * MIB as usize;
 // -- store ------------------------------------------------------------------
 /// One value in the store, before encryption.
 pub const VALUE_BYTES_MAX: usize = MIB as usize;
+/// One key in the store.
+pub const STORE_KEY_BYTES_MAX: usize = 512;
 /// One journal entry.
 pub const JOURNAL_ENTRY_BYTES_MAX: usize = 64 * KIB as usize;
 /// Transactions that may wait for the writer.
 pub const STORE_QUEUE_MAX: usize = 4096;
 /// Transactions that one commit takes.
 pub const STORE_BATCH_MAX: usize = 512;
+/// Memory for pages of the state file.
+pub const STORE_CACHE_BYTES: usize = 64 * MIB as usize;
 /// Below so much free space new work is refused; what runs may finish.
 pub const STORE_RESERVE_BYTES: u64 = 64 * MIB;
 
