@@ -62,3 +62,22 @@ impl Ledger {
         self.0
     }
 }
+
+/// Counts what the consoles say: who ran when, under which fence, which ticks.
+pub fn witnessed(ledger: &mut Ledger, report: &Report) {
+    let mut double = Vec::new();
+    let mut gaps = Vec::new();
+    let mut fences = Vec::new();
+    for violation in &report.violations {
+        let text = violation.to_string();
+        match violation {
+            Violation::RunsTwice { .. } => double.push(text),
+            Violation::TickGap { .. } | Violation::Damaged { .. } => gaps.push(text),
+            Violation::FenceBack { .. } => fences.push(text),
+        }
+    }
+    let runs = report.vms.values().map(|account| account.runs.len() as u64).sum();
+    ledger.count("no-double-run", runs, double);
+    ledger.count("ticks-contiguous", report.lines, gaps);
+    ledger.count("fence-monotone", report.lines, fences);
+}

@@ -3,6 +3,8 @@
 //! Not here: anything that a region needs to work.
 
 pub mod demo;
+pub mod federation;
 pub mod invariants;
 pub mod process;
+pub mod relay;
 pub mod world;

@@ -18,7 +18,7 @@ use crate::types::Millis;
 const PREFIX: &str = "novafed-run-";
 const OWNER: &str = "owner";
 /// Between two looks at something that has no event: short beside what is waited for, long beside what it costs.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const GONE_MS_MAX: Millis = Millis(5_000);
 
 /// What went wrong with a process or the directory of a run.
