@@ -7,7 +7,6 @@ mod exit;
 mod start;
 
 use std::path::Path;
-use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -58,11 +57,11 @@ async fn serve(dir: &Path, config: Config) -> Result<(), NodeError> {
     stop.cancel();
     if !matches!(ended, Some(NodeError::Ended { .. })) {
         let how = region.root.shutdown().await;
-        if !matches!(how, Ended::Stopped) {
+        if !matches!(how, Ended::Shutdown) {
             tracing::warn!(?how, "the actors did not stop in order");
         }
     }
-    Arc::clone(&region.quic).close_shared().await;
+    region.quic.close().await;
     let closed = tokio::task::spawn_blocking(move || store.close()).await;
     if let Ok(Err(error)) = closed
         && ended.is_none()

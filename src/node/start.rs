@@ -20,7 +20,7 @@ use crate::actors::{Admission, ChildSpec, Handle, Supervisor, SupervisorSpec, jo
 use crate::admin::telemetry::Metrics;
 use crate::admin::{Api, Forwarded, ForwardedReply, Server};
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{Config, KeySource};
 use crate::decision::supervision::{Restart, Strategy};
 use crate::drivers::Hypervisor;
 use crate::drivers::embedded::client::{DriverOptions, EmbeddedDriver};
@@ -28,8 +28,8 @@ use crate::drivers::embedded::launch::Launch;
 use crate::protocol::bodies::{ApiMessage, ApiReply};
 use crate::protocol::link::PeerId;
 use crate::protocol::quic::{QuicConfig, QuicNode};
-use crate::protocol::trust::{Identity, Leaf, MachineClock, RegionCa, TrustStore, keep_renewed};
-use crate::store::{Opened, Store, StoreOptions, load_keys};
+use crate::protocol::trust::{Identity, Leaf, RegionCa, TrustStore, keep_renewed};
+use crate::store::{Opened, Store, StoreKey, StoreOptions, load_keys};
 use crate::types::{HostName, Millis, RegionName, limits};
 
 /// A region that runs.
@@ -39,7 +39,7 @@ pub struct Running {
     /// Its root supervisor.
     pub root: Supervisor,
     /// Its links.
-    pub quic: Arc<QuicNode>,
+    pub quic: QuicNode,
 }
 
 /// Starts the region in `dir`.
@@ -62,7 +62,7 @@ pub async fn start(
     let ctx = Arc::new(context(dir, config, clock, store)?);
     let seed = random();
     let receiver = Arc::new(Receiver::new(ctx.clone()));
-    let quic = Arc::new(links(dir, config, &ctx, receiver.clone(), seed, &stop)?);
+    let quic = links(dir, config, &ctx, receiver.clone(), seed, &stop)?;
     for peer in &config.peers {
         ctx.add_link(quic.link(&peer.region));
     }
@@ -78,7 +78,8 @@ pub async fn start(
     ctx.run_jobs_under(migrations);
     start_clusters(dir, config, &ctx, &clusters).await?;
     start_deliverers(&ctx, &links, &receiver).await.map_err(actors)?;
-    let api = serve_api(&ctx, &root, metrics, &receiver);
+    let addresses = config.peers.iter().map(|peer| (peer.region.clone(), peer.address.clone())).collect();
+    let api = serve_api(&ctx, &root, metrics, &receiver, addresses);
     tokio::spawn(server.serve(api, stop));
     let open = jobs::run_all(&ctx).await?;
     tracing::info!(region = %ctx.region, jobs = open, "the region runs");
@@ -93,7 +94,10 @@ fn random() -> u64 {
 }
 
 async fn open_store(dir: &Path, config: &Config) -> Result<(Store, Opened), NodeError> {
-    let keys = load_keys(dir, &config.store.key).await?;
+    let keys = match &config.store.key {
+        KeySource::File(path) => load_keys(&dir.join(path))?,
+        KeySource::Command(command) => vec![StoreKey::from_command(command).await?],
+    };
     let mut options = StoreOptions::file(dir.join("state.redb"), config.region.name.clone(), keys);
     options.cache_bytes = usize::try_from(config.store.cache).unwrap_or(usize::MAX);
     options.reserve_bytes = config.store.reserve;
@@ -144,7 +148,7 @@ fn links(
     stop: &CancellationToken,
 ) -> Result<QuicNode, NodeError> {
     let federation = &config.region.federation;
-    let wall = Arc::new(MachineClock::new(ctx.clock));
+    let wall = Arc::new(ctx.clock);
     let ca = RegionCa::load(dir, federation, &config.region.name)?;
     let leaf_path = dir.join("leaf.pem");
     let leaf = match Leaf::load(&leaf_path) {
@@ -236,12 +240,19 @@ async fn start_deliverers(
     Ok(())
 }
 
-fn serve_api(ctx: &Arc<Context>, root: &Supervisor, metrics: Metrics, receiver: &Receiver) -> Api {
+fn serve_api(
+    ctx: &Arc<Context>,
+    root: &Supervisor,
+    metrics: Metrics,
+    receiver: &Receiver,
+    addresses: BTreeMap<RegionName, String>,
+) -> Api {
     let region = Arc::new(RegionApi {
         ctx: ctx.clone(),
         root: root.clone(),
         metrics: Arc::new(move || metrics.render()),
         started: ctx.clock.now(),
+        addresses,
     });
     let api = Api::new(region, ctx.clock);
     let forwarded = api.clone();

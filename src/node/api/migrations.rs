@@ -2,13 +2,12 @@
 //! answer; its actor is only the one that runs it.
 
 use super::{Refused, RegionApi, api_error, not_found, remember, replayed};
-use crate::actors::mailbox::Class;
+use crate::actors::Class;
 use crate::actors::records::{SourceJobRecord, TransferRecord};
 use crate::actors::source_job::SourceMessage;
 use crate::actors::tables::JobEntry;
 use crate::actors::{jobs, tables, vms};
-use crate::admin::region::RequestContext;
-use crate::admin::views::*;
+use crate::admin::*;
 use crate::decision::migration::source::{Event, Goal, Phase, Source, SwitchRules};
 use crate::decision::migration::steps::{Moment, Side, Step};
 use crate::drivers::TransferProgress;

@@ -7,15 +7,15 @@ mod plans;
 mod status;
 mod vms;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use crate::actors::context::Context;
-use crate::actors::supervisor::Supervisor;
+use crate::actors::Supervisor;
 use crate::actors::tables;
-use crate::admin::region::*;
-use crate::admin::views::*;
+use crate::admin::*;
 use crate::protocol::bodies::{ApiMessage, ApiReply};
 use crate::protocol::link::{LinkError, Request};
 use crate::protocol::messages::Kind;
@@ -28,6 +28,7 @@ pub struct RegionApi {
     pub(super) root: Supervisor,
     pub(super) metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub(super) started: Tick,
+    pub(super) addresses: BTreeMap<RegionName, String>,
 }
 
 /// Why a transaction of the API wrote nothing.

@@ -3,10 +3,9 @@
 
 use super::{Refused, RegionApi, api_error, not_found, remember, replayed};
 use crate::actors::cluster::ClusterMessage;
-use crate::actors::mailbox::Class;
+use crate::actors::Class;
 use crate::actors::{outbox, tables, vms};
-use crate::admin::region::RequestContext;
-use crate::admin::views::*;
+use crate::admin::*;
 use crate::decision::migration::assess::{self, DriverFacts, Facts, LinkFacts};
 use crate::decision::migration::estimate::Workload;
 use crate::drivers::{HostCall, HostReply};
@@ -87,7 +86,7 @@ impl RegionApi {
             }
             None => None,
         };
-        let stats = self.ctx.store.stats().ok();
+        let live = self.live_migration(&record.cluster).await;
         Ok(Facts {
             vm: record.id,
             needs: vms::needs(&record.spec),
@@ -99,16 +98,20 @@ impl RegionApi {
             locked_by: record.job,
             source_driver: source_view
                 .as_ref()
-                .map(|view| DriverFacts { name: view.driver.clone(), live_migration: view.live_migration }),
+                .map(|view| DriverFacts { name: view.driver.clone(), live_migration: live }),
             source_disk_free_bytes: source_view.as_ref().map(|view| view.free().disk_bytes),
-            target_live_migration: target_cluster.as_ref().map(|view| view.live_migration),
+            // The same driver at the other end can what it can here; of another one nothing is known yet.
+            target_live_migration: target_cluster
+                .as_ref()
+                .zip(source_view.as_ref())
+                .and_then(|(target, source)| (target.driver == source.driver).then_some(live)),
             target_cluster,
             link: self.link_facts(&request.target.region),
             assumed_bytes_per_second: INSIDE_BYTES_PER_SECOND,
             commit_us: COMMIT_US,
             workload: self.workload(&record).await,
             options: request.options.clone(),
-            source_store_free_bytes: stats.map(|stats| stats.free_bytes),
+            source_store_free_bytes: self.ctx.store.free_bytes(),
             target_store_free_bytes: None,
             decider_unreachable: self.ctx.failure().borrow().clone(),
         })
@@ -125,6 +128,13 @@ impl RegionApi {
             bytes_per_second: state.bandwidth_bytes_s,
             last_heard_ms: state.last_heard,
         })
+    }
+
+    async fn live_migration(&self, cluster: &ClusterId) -> bool {
+        let Some(driver) = self.ctx.driver(cluster) else { return false };
+        let operation = OperationId::of_request(self.ctx.next_request(), "capabilities");
+        let asked = driver.call(operation, HostCall::Capabilities, limits::REQUEST_MS).await;
+        matches!(asked, Ok(HostReply::Capabilities(capabilities)) if capabilities.live_migration)
     }
 
     async fn workload(&self, record: &VmRecord) -> Option<Workload> {

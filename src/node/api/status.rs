@@ -4,10 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::{RegionApi, not_found};
-use crate::actors::tree::{ChildTree, TreeState};
-use crate::actors::{outbox, tables, vms};
-use crate::admin::region::{AuditRecord, PageQuery};
-use crate::admin::views::*;
+use crate::actors::{Tree, TreeState};
+use crate::actors::{outbox, tables};
+use crate::admin::*;
 use crate::protocol::link;
 use crate::store::Work;
 use crate::types::*;
@@ -55,37 +54,40 @@ impl RegionApi {
             let Some(link) = self.ctx.link(&peer) else { continue };
             let state = link.state();
             let waiting = self.ctx.store.outbox(&peer)?.len() as u64;
-            views.push(shown_link(peer, state, waiting));
+            let address = self.addresses.get(&peer).cloned().unwrap_or_default();
+            views.push(shown_link(peer, address, state, waiting));
         }
         Ok(views)
     }
 
     pub(super) async fn tree_now(&self) -> Result<TreeNode, ApiError> {
-        Ok(shown_tree(self.root.tree().await))
+        let now = self.ctx.clock.wall();
+        Ok(shown_tree(self.root.tree(), now))
     }
 
     pub(super) fn store_now(&self) -> Result<StoreStats, ApiError> {
         let stats = self.ctx.store.stats()?;
+        let (free_bytes, reserve_bytes) = (stats.free_bytes.unwrap_or(u64::MAX), self.ctx.store.reserve_bytes());
         let failed = self.ctx.failure().borrow().clone();
-        let short = (stats.free_bytes < stats.reserve_bytes).then(|| {
-            format!("{} are free, {} are kept for what runs", human_bytes(stats.free_bytes), human_bytes(stats.reserve_bytes))
+        let short = (free_bytes < reserve_bytes).then(|| {
+            format!("{} are free, {} are kept for what runs", human_bytes(free_bytes), human_bytes(reserve_bytes))
         });
         let reason = failed.or(short);
         Ok(StoreStats {
-            path: stats.path.display().to_string(),
-            file_bytes: stats.file_bytes,
-            free_bytes: stats.free_bytes,
-            reserve_bytes: stats.reserve_bytes,
+            path: self.ctx.dir.join("state.redb").display().to_string(),
+            file_bytes: stats.file_bytes.unwrap_or_default(),
+            free_bytes,
+            reserve_bytes,
             accepts_work: reason.is_none(),
             reason,
             incarnation: self.ctx.store.incarnation().counter,
             commits: stats.commits,
-            transactions: stats.transactions,
-            queue: stats.queue,
+            transactions: stats.writer.transactions,
+            queue: stats.writer.waiting,
             tables: stats
                 .tables
                 .into_iter()
-                .map(|table| TableStats { name: table.name.to_owned(), rows: table.rows, bytes: table.bytes })
+                .map(|table| TableStats { name: table.table.to_owned(), rows: table.rows, bytes: table.bytes })
                 .collect(),
         })
     }
@@ -138,7 +140,7 @@ impl RegionApi {
     pub(super) async fn audit_now(&self, record: AuditRecord) -> Result<(), ApiError> {
         self.ctx
             .store
-            .transact(Work::Finish, move |txn| tables::put_audit(txn, &record))
+            .transact(Work::Finish, move |txn| tables::put_audit(txn, record.at, record.request_id, &record))
             .await
             .map_err(|error| error.flatten().into())
     }
@@ -234,7 +236,7 @@ impl RegionApi {
         wall: WallMillis,
     ) -> Vec<Issue> {
         let mut issues = Vec::new();
-        let ago = |age: Option<Millis>| vms::ago(age, wall);
+        let ago = |age: Option<Millis>| WallMillis(wall.0.saturating_sub(age.unwrap_or_default().0));
         for link in links.iter().filter(|link| link.state != LinkState::Connected) {
             issues.push(Issue {
                 code: "link-down".into(),
@@ -303,11 +305,11 @@ fn recommendations(issues: &[Issue]) -> Vec<String> {
     list
 }
 
-fn shown_link(region: RegionName, state: link::LinkState, outbox: u64) -> LinkView {
+fn shown_link(region: RegionName, address: String, state: link::LinkState, outbox: u64) -> LinkView {
     let stale = state.last_heard.is_none_or(|age| age > limits::LINK_IDLE_MS_MAX);
     LinkView {
         region,
-        address: state.address.clone().unwrap_or_default(),
+        address,
         state: match (state.connected, &state.last_error) {
             (true, _) => LinkState::Connected,
             (false, None) => LinkState::Connecting,
@@ -327,22 +329,25 @@ fn shown_link(region: RegionName, state: link::LinkState, outbox: u64) -> LinkVi
     }
 }
 
-fn shown_tree(tree: ChildTree) -> TreeNode {
+fn shown_tree(tree: Tree, now: WallMillis) -> TreeNode {
+    let ago = |since: u64| Millis(now.0.saturating_sub(since));
     let (state, since_ms, reason) = match tree.state {
-        TreeState::Running { since } => (ActorState::Running, since, None),
-        TreeState::Restarting { since, why } => (ActorState::Restarting, since, Some(why)),
-        TreeState::Waiting { since, why } => (ActorState::Waiting, since, Some(why)),
-        TreeState::Parked { since, why } => (ActorState::Parked, since, Some(why)),
-        TreeState::Stopped { since } => (ActorState::Stopped, since, None),
+        TreeState::Starting => (ActorState::Restarting, Millis(0), Some("it is being started".to_owned())),
+        TreeState::Running { since } => (ActorState::Running, ago(since), None),
+        TreeState::Restarting { .. } => (ActorState::Restarting, Millis(0), tree.last_failure),
+        TreeState::Waiting { .. } => (ActorState::Waiting, Millis(0), tree.last_failure),
+        TreeState::Stopping { since } => (ActorState::Stopped, ago(since), Some("it is being stopped".to_owned())),
+        TreeState::Parked { reason, since } => (ActorState::Parked, ago(since), Some(reason)),
+        TreeState::Stopped => (ActorState::Stopped, Millis(0), None),
     };
     TreeNode {
-        name: tree.name,
+        name: tree.id,
         state,
         since_ms,
         restarts: tree.restarts,
-        queue: tree.queued,
-        oldest_message_ms: tree.oldest,
+        queue: tree.queue,
+        oldest_message_ms: tree.oldest_ms.map(Millis),
         reason,
-        children: tree.children.into_iter().map(shown_tree).collect(),
+        children: tree.children.into_iter().map(|child| shown_tree(child, now)).collect(),
     }
 }
