@@ -18,7 +18,8 @@ async fn a_request_is_answered_and_says_who_asked() {
     let (eu, us) = (setup("eu", 1).start(), setup("us", 4).start());
     introduce(("eu", &eu), ("us", &us));
     let link = connected(&eu, "us").await;
-    let request = Request::command(MessageId(9), Kind::MIGRATION, "job/job-1-1-1", "hello", DEADLINE);
+    let request =
+        Request::command(MessageId { incarnation: 1, number: 9 }, Kind::MIGRATION, "job/job-1-1-1", "hello", DEADLINE);
     let request = request.traced(TraceId(77));
     assert_eq!(link.request(request.clone()).await.unwrap(), "hello");
     assert_eq!(*us.answers.requests.lock().unwrap(), [(peer("eu", 1), request)]);

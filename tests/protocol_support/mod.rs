@@ -187,3 +187,103 @@ pub async fn connected(a: &Region, to: &str) -> Arc<dyn Link> {
     .await;
     link
 }
+
+/// A stranger with quinn in its hands: dials with any leaf, protocol and name, and believes any server.
+pub mod stranger {
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use quinn::crypto::rustls::QuicClientConfig;
+    use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+    use rustls::sign::{CertifiedKey, SingleCertAndKey};
+    use rustls::{DigitallySignedStruct, SignatureScheme};
+
+    #[derive(Debug)]
+    struct Credulous;
+
+    impl ServerCertVerifier for Credulous {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            Ok(ServerCertVerified::assertion())
+        }
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ED25519]
+        }
+    }
+
+    /// What a stranger dials with.
+    pub fn config(leaf: Option<Arc<CertifiedKey>>, alpn: &[u8]) -> quinn::ClientConfig {
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Credulous));
+        let mut config = match leaf {
+            Some(leaf) => {
+                config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::unwrap_or_clone(leaf))))
+            }
+            None => config.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![alpn.to_vec()];
+        quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
+    }
+
+    pub fn endpoint() -> quinn::Endpoint {
+        quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap()
+    }
+
+    /// Dials `address` under `name`; fails unless the handshake holds for a moment (with TLS 1.3 the dialler learns
+    /// only afterwards that its certificate was refused).
+    pub async fn dial(
+        endpoint: &quinn::Endpoint,
+        config: quinn::ClientConfig,
+        address: &str,
+        name: &str,
+    ) -> Result<quinn::Connection, quinn::ConnectionError> {
+        let address: SocketAddr = address.parse().unwrap();
+        let connection = endpoint.connect_with(config, address, name).unwrap().await?;
+        match tokio::time::timeout(Duration::from_millis(200), connection.closed()).await {
+            Ok(closed) => Err(closed),
+            Err(_) => Ok(connection),
+        }
+    }
+
+    /// Says hello as `region` with `incarnation` on a new control connection. `None` if it is not welcome.
+    pub async fn say_hello(
+        connection: &quinn::Connection,
+        id: &novafed::protocol::PeerId,
+        versions: (u16, u16),
+    ) -> Option<novafed::protocol::hello::Hello> {
+        use novafed::protocol::hello::{Hello, Versions};
+        let versions = Versions { min: versions.0, max: versions.1 };
+        let hello = Hello { versions, incarnation: id.incarnation, region: id.region.clone() };
+        let (mut send, mut recv) = connection.open_bi().await.ok()?;
+        send.write_all(&hello.encode()).await.ok()?;
+        send.finish().ok()?;
+        Hello::decode(&recv.read_to_end(600).await.ok()?).ok()
+    }
+}

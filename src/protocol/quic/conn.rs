@@ -118,8 +118,8 @@ pub(super) struct Conn {
     pub peer: PeerId,
     pub quinn: Connection,
     pub dialled_by: RegionName,
-    /// When the first of the two leaves expires: it is closed then.
-    pub expires: WallMillis,
+    /// When our leaf expires that this connection shows.
+    pub own_not_after: WallMillis,
     /// When the peer's leaf expires.
     pub peer_not_after: WallMillis,
     pub established: Tick,
@@ -152,6 +152,10 @@ impl Drop for InUse {
 }
 
 impl Conn {
+    /// When the first of its two leaves expires, at which it is closed, and when the second.
+    fn expiries(&self) -> (WallMillis, WallMillis) {
+        (self.own_not_after.min(self.peer_not_after), self.own_not_after.max(self.peer_not_after))
+    }
     /// Closes it. Harmless if it is closed already.
     pub fn close(&self, code: CloseCode, why: &str) {
         self.quinn.close(code.into(), why.as_bytes());
@@ -197,7 +201,7 @@ impl Conn {
     /// Whether its certificates still hold: not expired, and signed by a CA that is trusted now.
     pub fn check_trust(&self, shared: &Shared) -> Result<(), (CloseCode, String)> {
         let now = shared.tls.wall.wall();
-        if now >= self.expires {
+        if now >= self.expiries().0 {
             return Err((CloseCode::Expired, "a certificate of this connection has expired".to_owned()));
         }
         let role = if self.dialled_by == self.peer.region { Role::Dialler } else { Role::Dialled };
@@ -219,8 +223,9 @@ impl Conn {
         if other.silence(now).0 > HEARTBEAT_MS.0 + HEARTBEAT_MS.0 / 2 {
             return true;
         }
-        if self.expires != other.expires {
-            return self.expires > other.expires;
+        // A renewed leaf wants to be used. Both ends know both leaves.
+        if self.expiries() != other.expiries() {
+            return self.expiries() > other.expiries();
         }
         // The same dialler again: it would not have dialled if it still had the other one.
         self.dialled_by <= other.dialled_by
@@ -310,7 +315,7 @@ impl Proven {
             class: self.class,
             peer,
             dialled_by,
-            expires: self.verified.not_after.min(self.own_not_after),
+            own_not_after: self.own_not_after,
             peer_not_after: self.verified.not_after,
             established: now,
             version,

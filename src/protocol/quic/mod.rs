@@ -16,7 +16,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use quinn::{Endpoint, Incoming};
+use quinn::{Endpoint, Incoming, TokioRuntime};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -143,7 +143,9 @@ impl QuicNode {
         server.max_incoming(HANDSHAKES_MAX).incoming_buffer_size(16 * 1024).incoming_buffer_size_total(1 << 20);
         server.validation_token_config(no_tokens());
         let error = |source| QuicError::Listen { listen: config.listen, source };
-        let endpoint = Endpoint::server(server, config.listen).map_err(error)?;
+        let socket = transport::socket(config.listen).map_err(error)?;
+        let endpoint = Endpoint::new(quinn::EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime));
+        let endpoint = endpoint.map_err(error)?;
         let peers = config
             .peers
             .into_iter()

@@ -38,10 +38,12 @@ impl Slot {
         let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
         draining.retain(|conn| conn.strong_count() > 0);
         draining.push(Arc::downgrade(conn));
-        if draining.len() > DRAINING_MAX
-            && let Some(oldest) = draining.remove(0).upgrade()
-        {
-            oldest.close(CloseCode::Replaced, "too many connections of this peer");
+        if draining.len() > DRAINING_MAX {
+            // One that carries nothing, else the oldest.
+            let idle = draining.iter().position(|conn| conn.upgrade().is_none_or(|conn| conn.is_drained()));
+            if let Some(surplus) = draining.remove(idle.unwrap_or(0)).upgrade() {
+                surplus.close(CloseCode::Replaced, "too many connections of this peer");
+            }
         }
     }
 }
@@ -207,11 +209,10 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, class: 
     // Both ends dial; the lower name begins, so that at rest nothing has to be settled.
     let mut pause = if shared.us.region < peer.region { Millis(0) } else { backoff.next(&shared) };
     loop {
-        // A connection is wanted while there is none, or while one that lives longer could be had.
+        // A connection is wanted while there is none, or while the one in use shows a leaf that was renewed since.
         let current = slot.borrow_and_update().clone();
-        let wanted = current.as_ref().is_none_or(|conn| {
-            conn.is_closed() || shared.tls.identity.not_after().min(conn.peer_not_after) > conn.expires
-        });
+        let own_not_after = shared.tls.identity.not_after();
+        let wanted = current.as_ref().is_none_or(|conn| conn.is_closed() || conn.own_not_after < own_not_after);
         let target = address.borrow_and_update().clone();
         let (Some(target), true) = (target, wanted) else {
             tokio::select! {

@@ -1,7 +1,10 @@
 //! QUIC's settings. Owns: windows, timers, stream limits, and why each has its value.
 
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
+use quinn::udp::UdpSocketState;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 
 use super::Class;
@@ -21,7 +24,20 @@ const BULK_WINDOW_BYTES: u32 = 8 * STREAM_WINDOW_BYTES;
 /// Datagrams that wait to be read; heartbeats are small and the latest is worth most.
 const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
 
+/// The kernel's buffers: a window of bulk arrives faster than we are scheduled.
+const SOCKET_BYTES: usize = 4 * 1024 * 1024;
+
 const _: () = assert!(FRAME_BYTES_MAX < STREAM_WINDOW_BYTES as usize, "a frame must fit into a stream's window");
+
+/// The socket of a node.
+pub(super) fn socket(listen: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind(listen)?;
+    let state = UdpSocketState::new((&socket).into())?;
+    // Best effort: the machine may allow less, which costs speed and nothing else.
+    let _ = state.set_recv_buffer_size((&socket).into(), SOCKET_BYTES);
+    let _ = state.set_send_buffer_size((&socket).into(), SOCKET_BYTES);
+    Ok(socket)
+}
 
 fn common() -> TransportConfig {
     let mut transport = TransportConfig::default();
