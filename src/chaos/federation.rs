@@ -227,7 +227,7 @@ impl Federation {
         for process in processes_of(&dir) {
             process.kill();
         }
-        Ok(wait_for(&format!("the host of {place} to be dead"), READY_MS_MAX, || async {
+        Ok(wait_for(&format!("the host of {place} to be dead"), READY_MS_MAX, async || {
             let alive = processes_of(&dir).len();
             if alive == 0 { Ok(()) } else { Err(format!("{alive} processes")) }
         })

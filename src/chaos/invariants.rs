@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::drivers::embedded::witness::{Report, Violation};
+
 const EXAMPLES_MAX: usize = 3;
 
 /// One thing that must hold.

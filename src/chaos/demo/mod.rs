@@ -12,6 +12,7 @@ mod travel;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::task::Poll;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -109,11 +110,12 @@ async fn story(
     let plant = options.plant;
     let mut demo = Demo::open(options, dir, stage).await?;
     let moves = demo.play().await?;
+    demo.audit_promises().await?;
     match plant {
         Some(Plant::DoubleRun) => demo.run_twice().await?,
         None => {}
     }
-    demo.audit().await?;
+    demo.audit_witnesses()?;
     Ok((moves, demo.ledger))
 }
 
@@ -128,8 +130,12 @@ async fn interrupted() -> &'static str {
     .filter_map(|(kind, name)| signal(kind).ok().map(|s| (s, name)))
     .collect::<Vec<_>>();
     std::future::poll_fn(move |context| {
-        let came = signals.iter_mut().find(|(signal, _)| signal.poll_recv(context).is_ready());
-        came.map_or(std::task::Poll::Pending, |(_, name)| std::task::Poll::Ready(*name))
+        for (signal, name) in &mut signals {
+            if signal.poll_recv(context).is_ready() {
+                return Poll::Ready(*name);
+            }
+        }
+        Poll::Pending
     })
     .await
 }

@@ -15,9 +15,13 @@ use crate::chaos::invariants::Ledger;
 use crate::chaos::process::wait_for;
 use crate::chaos::relay::Impairment;
 use crate::chaos::world::World;
-use crate::drivers::{HostCall, HostReply};
+use crate::drivers::embedded::client::{DriverOptions, EmbeddedDriver};
+use crate::drivers::{HostCall, HostReply, Hypervisor};
 use crate::types::units::{GIB, MIB, human_bytes};
-use crate::types::{GuestProgram, JobId, Millis, Place, RegionName, Resources, VmId, VmName, VmSpec};
+use crate::types::{
+    GuestProgram, Incarnation, JobId, Millis, NamespaceName, OperationId, Place, RegionName, RegionNumber, RequestId,
+    Resources, VmId, VmName, VmSpec,
+};
 
 /// Region, the place of the world that it stands for, its cluster.
 const REGIONS: [(&str, &str, &str); 3] =
@@ -107,7 +111,7 @@ impl<'a> Demo<'a> {
         let places = places();
         let at = places[0].clone();
         let ledger = Ledger::expecting(&INVARIANTS);
-        let traveller = VmId { region: crate::types::RegionNumber(0), incarnation: 0, number: 0 };
+        let traveller = VmId { region: RegionNumber(0), incarnation: 0, number: 0 };
         let acknowledged = BTreeMap::new();
         let mut demo = Demo { fed, stage, ledger, options, at, traveller, acknowledged, jobs: Vec::new() };
         for (region, place, cluster) in REGIONS {
@@ -123,7 +127,7 @@ impl<'a> Demo<'a> {
     async fn see_the_links(&mut self) -> Result<(), HarnessError> {
         for (region, ..) in REGIONS {
             let region_name = name(region);
-            let links = wait_for("the links to the other regions", READY_MS_MAX, || async {
+            let links = wait_for("the links to the other regions", READY_MS_MAX, async || {
                 let page: Page<LinkView> = self.fed.get(&region_name, "/v2/links").await.map_err(|e| e.to_string())?;
                 let connected = page.items.iter().filter(|l| l.state == LinkState::Connected).count();
                 if connected + 1 == REGIONS.len() { Ok(page.items) } else { Err(format!("{connected} connected")) }
@@ -218,7 +222,7 @@ impl<'a> Demo<'a> {
         for (vm, spec) in &self.acknowledged {
             let what = format!("VM {} to run", spec.name);
             let path = format!("/v2/vms/{vm}");
-            wait_for(&what, READY_MS_MAX, || async {
+            wait_for(&what, READY_MS_MAX, async || {
                 let view: VmView = self.fed.get(&self.at.region, &path).await.map_err(|e| e.to_string())?;
                 match view.power.word() {
                     "running" => Ok(()),
@@ -254,7 +258,7 @@ impl<'a> Demo<'a> {
     pub async fn check_that_it_is_busy(&mut self) -> Result<(), HarnessError> {
         let (rate_min, resident_min) = (self.options.dirty_mib_per_second * MIB, self.options.memory_mib * MIB);
         // The first measure after a boot or a move may have seen a part of a second only.
-        let busy = wait_for("the guest to be busy", Millis(5_000), || async {
+        let busy = wait_for("the guest to be busy", Millis(5_000), async || {
             match self.fed.observe(&self.at, HostCall::DirtyRate { vm: self.traveller }).await {
                 Ok(HostReply::DirtyRate(r))
                     if r.memory_bytes_per_second * 100 >= rate_min * 95 && r.resident_bytes >= resident_min =>
@@ -278,6 +282,35 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
+    /// The crime of `--plant double-run`: a copy of the traveller at another host, started behind its owner's back by
+    /// somebody who poses as a later life of that region's node.
+    pub async fn run_twice(&mut self) -> Result<(), HarnessError> {
+        let elsewhere = places().into_iter().find(|p| *p != self.at).expect("three regions");
+        let driver = EmbeddedDriver::new(DriverOptions {
+            directory: self.fed.host_dir(&elsewhere)?,
+            region: elsewhere.region.clone(),
+            incarnation: Incarnation { counter: u64::MAX, nonce: 0 },
+            cluster: elsewhere.cluster.clone(),
+            capacity: CAPACITY,
+        });
+        let vm = self.traveller;
+        let spec = self.acknowledged[&vm].clone();
+        let fence = self.fence_of_traveller()?.after_move(true);
+        for (number, call) in [HostCall::Create { vm, spec, fence }, HostCall::Start { vm, fence }].into_iter().enumerate() {
+            let operation = OperationId::of_request(RequestId { region: vm.region, incarnation: 0, number: 0 }, &number.to_string());
+            let what = format!("{call:?}");
+            let done = driver.call(operation, call, READY_MS_MAX).await;
+            done.map_err(|source| HarnessError::Host { place: elsewhere.clone(), call: what, source })?;
+        }
+        self.stage.say(elsewhere.region.as_str(), "planted: a second copy of the traveller runs here as well");
+        let before = self.ticks_on(&elsewhere)?;
+        Ok(wait_for("the second copy to tick", READY_MS_MAX, async || match self.ticks_on(&elsewhere) {
+            Ok(now) if now > before + 10 => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await?)
+    }
+
     /// The traveller's name.
     pub fn traveller_name(&self) -> String {
         self.acknowledged.get(&self.traveller).map_or_else(String::new, |s| s.name.to_string())
@@ -289,6 +322,6 @@ fn vm_name(text: &str) -> VmName {
     clean.parse().expect("letters, digits and dashes")
 }
 
-fn vm_name_space() -> crate::types::NamespaceName {
+fn vm_name_space() -> NamespaceName {
     "default".parse().expect("a literal that matches the grammar")
 }

@@ -162,7 +162,7 @@ impl Demo<'_> {
     }
 
     async fn its_vms_go_on(&mut self, place: &Place, before: u64) -> Result<(), HarnessError> {
-        let went_on = wait_for("VMs to tick while their node is dead", SETTLED_MS_MAX, || async {
+        let went_on = wait_for("VMs to tick while their node is dead", SETTLED_MS_MAX, async || {
             match self.ticks_on(place) {
                 Ok(now) if now > before => Ok(()),
                 Ok(now) => Err(format!("{now} ticks, as before")),
