@@ -83,6 +83,7 @@ pub enum HostCall {
 }
 
 /// What a host answers.
+#[allow(clippy::large_enum_variant, reason = "one exists per call, and it is sent at once")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum HostReply {
     /// Done, or was done before by the same operation.
