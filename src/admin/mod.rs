@@ -8,6 +8,7 @@
 
 mod api;
 mod call;
+pub mod client;
 mod region;
 mod routes;
 mod server;

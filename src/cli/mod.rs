@@ -1,1 +1,110 @@
-//! Command line: commands, tables, progress. Speaks only the API, except for the commands that start things.
+//! The command line. Owns: commands, what people see, exit codes.
+//! Always: it speaks only the API, except where it makes a region (`init`), runs one or works on its files; answers go to
+//! stdout, everything else to stderr; an error is a message and a hint.
+//! Not here: requests (`admin/client.rs`), documents (`admin/views.rs`).
+
+mod args;
+mod migration;
+mod observe;
+mod output;
+mod vm;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::admin::client::{Client, ClientError};
+use crate::types::{ApiError, ErrorCode};
+use args::{Args, Command};
+use output::Output;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    /// The API said no, or could not be asked.
+    #[error("{0}")]
+    Api(#[from] ClientError),
+    /// The command itself found out that it can't be done.
+    #[error("{0}")]
+    Own(#[from] ApiError),
+    /// stdout is closed: whoever read it has enough.
+    #[error("writing the answer: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl CliError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Api(e) => e.code(),
+            Self::Own(e) => e.code,
+            Self::Output(_) => ErrorCode::Internal,
+        }
+    }
+
+    fn hint(&self) -> String {
+        match self {
+            Self::Api(e) => e.hint(),
+            Self::Own(e) => e.hint.clone(),
+            Self::Output(_) => String::new(),
+        }
+    }
+}
+
+/// An error that the command itself makes.
+fn own(code: ErrorCode, message: impl Into<String>) -> CliError {
+    CliError::Own(ApiError::new(code, message))
+}
+
+/// Runs the command line `args`, the program's name included, to its exit code.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(e) => {
+            // Help and version are answers: clap prints them to stdout and gives 0; mistakes give 2.
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            output::complain(&format!("starting the runtime: {e}"), "");
+            return ExitCode::FAILURE;
+        }
+    };
+    let json = args.global.json();
+    match runtime.block_on(command(args)) {
+        Ok(code) => ExitCode::from(code),
+        Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(e) => {
+            match &e {
+                CliError::Api(ClientError::Refused { document, .. }) if json => output::complain_json(document),
+                _ => output::complain(&e.to_string(), &e.hint()),
+            }
+            ExitCode::from(e.code().exit_code())
+        }
+    }
+}
+
+/// Runs one command; the exit code if it did what it was told.
+async fn command(args: Args) -> Result<u8, CliError> {
+    let client = Client::new(&args.global.dir).deadline(args.global.timeout);
+    let mut out = Output::new(args.global.json());
+    match args.command {
+        Command::Status => observe::status(&client, &mut out).await?,
+        Command::Cluster { verb } => observe::cluster(&client, &mut out, verb).await?,
+        Command::Inventory { verb } => observe::inventory(&client, &mut out, verb).await?,
+        Command::Vm { verb } => vm::vm(&client, &mut out, verb).await?,
+        Command::Placement { verb } => vm::placement(&client, &mut out, verb).await?,
+        Command::Migration { verb } => return migration::migration(&client, &mut out, verb).await,
+        Command::Link { verb } => observe::link(&client, &mut out, verb).await?,
+        Command::Operation { verb } => observe::operation(&client, &mut out, verb).await?,
+        Command::Event { verb } => observe::event(&client, &mut out, verb).await?,
+        Command::Store { verb } => observe::store(&client, &mut out, verb).await?,
+        Command::Tree => observe::tree(&client, &mut out).await?,
+        Command::Metrics => out.raw(&client.raw(crate::admin::client::Ask::get("/v2/metrics")).await?)?,
+        Command::Openapi => out.document(&crate::admin::openapi())?,
+    }
+    Ok(0)
+}

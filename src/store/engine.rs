@@ -55,17 +55,7 @@ impl Engine {
             header::settle(&backend)?;
             let mut builder = redb::Builder::new();
             builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
-            builder.create_with_backend(backend.clone()).map_err(|e| match e {
-                // An exclusive lock that somebody else holds.
-                redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: what.into(), pid: None },
-                // redb reports a file that is none of its own as invalid data.
-                redb::DatabaseError::Storage(redb::StorageError::Io(io))
-                    if io.kind() == std::io::ErrorKind::InvalidData =>
-                {
-                    StoreError::Damaged { what: what.to_owned(), detail: io.to_string() }
-                }
-                other => StoreError::redb("opening the state file", other),
-            })
+            builder.create_with_backend(backend.clone()).map_err(|e| opening(what, e))
         });
         let db = match opened {
             Ok(result) => result?,
@@ -173,6 +163,21 @@ impl Engine {
             Ok(result) => result,
             Err(panic) => Err(panicked(panic)),
         }
+    }
+}
+
+/// Why redb did not open `what`: a file that it can't make sense of is damaged, whatever it calls that.
+fn opening(what: &str, error: redb::DatabaseError) -> StoreError {
+    use redb::{DatabaseError, StorageError};
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    let damaged = |detail: String| StoreError::Damaged { what: what.to_owned(), detail };
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: what.into(), pid: None },
+        DatabaseError::UpgradeRequired(version) => damaged(format!("it says that it has redb's old format {version}")),
+        DatabaseError::Storage(StorageError::Io(io)) if matches!(io.kind(), InvalidData | UnexpectedEof) => {
+            damaged(io.to_string())
+        }
+        other => StoreError::redb("opening the state file", other),
     }
 }
 

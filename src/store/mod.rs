@@ -54,7 +54,7 @@ use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use backend::SharedBackend;
+pub use backend::{FaultBackend, Faults, Keep, Operations, SECTOR_BYTES, SharedBackend, SyncHook};
 pub use crashes::CrashRecord;
 pub use delivery::{MessageId, PeerRecord, Seen};
 pub use error::{StoreError, TransactError};
