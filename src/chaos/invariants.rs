@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::drivers::embedded::witness::{Report, Violation};
+
 const EXAMPLES_MAX: usize = 3;
 
 /// One thing that must hold.
@@ -61,4 +63,23 @@ impl Ledger {
     pub fn into_invariants(self) -> Vec<Invariant> {
         self.0
     }
+}
+
+/// Counts what the consoles say: who ran when, under which fence, which ticks.
+pub fn witnessed(ledger: &mut Ledger, report: &Report) {
+    let mut double = Vec::new();
+    let mut gaps = Vec::new();
+    let mut fences = Vec::new();
+    for violation in &report.violations {
+        let text = violation.to_string();
+        match violation {
+            Violation::RunsTwice { .. } => double.push(text),
+            Violation::TickGap { .. } | Violation::Damaged { .. } => gaps.push(text),
+            Violation::FenceBack { .. } => fences.push(text),
+        }
+    }
+    let runs = report.vms.values().map(|account| account.runs.len() as u64).sum();
+    ledger.count("no-double-run", runs, double);
+    ledger.count("ticks-contiguous", report.lines, gaps);
+    ledger.count("fence-monotone", report.lines, fences);
 }

@@ -3,6 +3,7 @@
 //! Not here: anything that a region needs to work.
 
 pub mod demo;
+pub mod federation;
 pub mod invariants;
 pub mod process;
 pub mod relay;

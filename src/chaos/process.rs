@@ -18,7 +18,7 @@ use crate::types::Millis;
 const PREFIX: &str = "novafed-run-";
 const OWNER: &str = "owner";
 /// Between two looks at something that has no event: short beside what is waited for, long beside what it costs.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const GONE_MS_MAX: Millis = Millis(5_000);
 
 /// What went wrong with a process or the directory of a run.
@@ -64,10 +64,11 @@ fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ProcessEr
 }
 
 /// Looks every 50 ms until `look` gives a value; `look` says what it saw instead.
-pub async fn wait_for<T, F>(what: &str, at_most: Millis, mut look: impl FnMut() -> F) -> Result<T, ProcessError>
-where
-    F: Future<Output = Result<T, String>>,
-{
+pub async fn wait_for<T>(
+    what: &str,
+    at_most: Millis,
+    mut look: impl AsyncFnMut() -> Result<T, String>,
+) -> Result<T, ProcessError> {
     let clock = Clock::start();
     loop {
         let seen = match look().await {
@@ -215,7 +216,7 @@ fn found(pid: u32, dir: &Path) -> Option<Found> {
 
 /// Kills every process of `dir` until there is none.
 async fn end_all(dir: &Path) -> Result<(), ProcessError> {
-    wait_for("the processes of the run to be gone", GONE_MS_MAX, || async {
+    wait_for("the processes of the run to be gone", GONE_MS_MAX, async || {
         let alive = processes_of(dir);
         alive.iter().for_each(Found::kill);
         match alive.as_slice() {
@@ -336,7 +337,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_in_vain_says_for_what_and_what_was_there() {
-        let late = wait_for::<(), _>("rain", Millis(200), || async { Err("sun".to_owned()) }).await;
+        let late = wait_for::<()>("rain", Millis(200), async || { Err("sun".to_owned()) }).await;
         let text = late.expect_err("no rain").to_string();
         assert_eq!(text, "waited 200 ms for rain; last seen: sun");
     }
