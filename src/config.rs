@@ -192,9 +192,9 @@ impl CapacityConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeySource {
-    /// A file with 64 hexadecimal digits.
+    /// A key file as `novafed init` writes it.
     File(PathBuf),
-    /// A command that prints them; its first word is the program.
+    /// A command that prints what would stand in it; its first word is the program.
     Command(Vec<String>),
 }
 
@@ -275,7 +275,9 @@ impl Config {
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let mut config: Config = toml::from_str(text).map_err(|e| syntax(text, path, &e))?;
         config.check(path)?;
-        let directory = path.parent().unwrap_or(Path::new(""));
+        // Absolute, so that it does not matter who joins them with what afterwards.
+        let whole = std::path::absolute(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let directory = whole.parent().unwrap_or(Path::new("/"));
         for peer in &mut config.peers {
             peer.ca = directory.join(&peer.ca);
         }

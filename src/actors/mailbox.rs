@@ -186,14 +186,15 @@ impl<M> Mailbox<M> {
             if queues.stopping || queues.live != Some(incarnation) {
                 return Poll::Ready(None);
             }
-            let Some(class) = queues.waiting.iter().position(|waiting| !waiting.is_empty()) else {
+            let mut by_class = queues.waiting.iter_mut().enumerate();
+            let Some((class, envelope)) = by_class.find_map(|(class, waiting)| Some((class, waiting.pop_front()?)))
+            else {
                 match &mut queues.waker {
                     Some(waker) => waker.clone_from(cx.waker()),
                     none => *none = Some(cx.waker().clone()),
                 }
                 return Poll::Pending;
             };
-            let Some(envelope) = queues.waiting[class].pop_front() else { return Poll::Pending };
             if envelope.own {
                 queues.own -= 1;
             } else {

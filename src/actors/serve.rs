@@ -261,8 +261,9 @@ impl<S> Shell<S> {
 
 /// An actor and what it may ask for.
 pub(super) struct Serving<S: Serve> {
-    server: S,
+    // Before the actor: nothing is accepted any more while it is dropped.
     ctx: Ctx<S::Message>,
+    server: S,
 }
 
 impl<S: Serve> ractor::Actor for Shell<S> {
@@ -278,7 +279,7 @@ impl<S: Serve> ractor::Actor for Shell<S> {
         let mut ctx = Ctx { start, opened, tasks, this, supervisor, trace: 0, deadline: None, life };
         let mut server = making.await.map_err(|error| error.0)?;
         server.started(&mut ctx).await.map_err(|error| error.0)?;
-        Ok(Serving { server, ctx })
+        Ok(Serving { ctx, server })
     }
 
     async fn post_start(&self, myself: ActorRef<Run>, _: &mut Serving<S>) -> Result<(), ActorProcessingErr> {
@@ -286,7 +287,7 @@ impl<S: Serve> ractor::Actor for Shell<S> {
     }
 
     async fn handle(&self, myself: ActorRef<Run>, _: Run, serving: &mut Serving<S>) -> Result<(), ActorProcessingErr> {
-        let Serving { server, ctx } = serving;
+        let Serving { ctx, server } = serving;
         while let Some(envelope) = std::future::poll_fn(|cx| ctx.poll_next(cx)).await? {
             ctx.trace = envelope.trace;
             ctx.deadline = envelope.deadline;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
 use super::child::{ChildSpec, Newborn, Place, Shown, StartFailure, Stopper};
@@ -24,7 +24,7 @@ use crate::decision::supervision::{
     Restart, Shutdown, Strategy, Supervision,
 };
 use crate::types::Tick;
-use crate::types::limits::{BUSY_RETRY_MS_MIN, START_MS_MAX, SUPERVISOR_REQUESTS_MAX};
+use crate::types::limits::{BUSY_RETRY_MS_MIN, REGION_STOP_MS_MAX, START_MS_MAX, SUPERVISOR_REQUESTS_MAX};
 
 /// What a supervisor is.
 #[derive(Debug, Clone)]
@@ -75,8 +75,8 @@ pub enum Ended {
     /// It gave up: the process should exit with this reason and a code that is not 0.
     #[error("gave up: {0}")]
     GaveUp(#[from] GaveUp),
-    /// It died itself, which is a bug.
-    #[error("the root supervisor died; this is a bug, please report it with the log")]
+    /// It died itself, or something below it did not stop, which are bugs.
+    #[error("the root supervisor died or did not stop in time; this is a bug, please report it with the log")]
     Died,
 }
 
@@ -85,7 +85,8 @@ type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 /// What a supervisor is sent.
 pub(super) enum Order {
     Add { spec: Box<ChildSpec>, crashes: u32, answer: Answer<ChildState>, _permit: OwnedSemaphorePermit },
-    Request { event: Event, answer: Answer<()>, _permit: OwnedSemaphorePermit },
+    Stop { child: ChildId, forget: bool, answer: Answer<()>, _permit: OwnedSemaphorePermit },
+    Restart { child: ChildId, answer: Answer<()>, _permit: OwnedSemaphorePermit },
     Progressed { child: ChildId, incarnation: ChildIncarnation },
     Began { child: ChildId, incarnation: ChildIncarnation, outcome: Result<(Newborn, LifeEnd), StartFailure> },
     Over { child: ChildId, incarnation: ChildIncarnation, class: ExitClass, reason: String },
@@ -109,6 +110,8 @@ struct Shared {
     ledger: Arc<dyn CrashLedger>,
     inner: Mutex<Inner>,
     requests: Arc<Semaphore>,
+    /// Told when it begins to stop.
+    leaving: Notify,
     ended: watch::Sender<Option<Ended>>,
 }
 
@@ -147,6 +150,7 @@ impl Supervisor {
             ledger,
             inner: Mutex::new(inner),
             requests: Arc::new(Semaphore::new(SUPERVISOR_REQUESTS_MAX)),
+            leaving: Notify::new(),
             ended: watch::Sender::new(None),
         };
         Self { shared: Arc::new(shared) }
@@ -159,20 +163,43 @@ impl Supervisor {
         clock: Clock,
         seed: u64,
         ledger: Arc<dyn CrashLedger>,
-    ) -> Result<Supervisor, ractor::SpawnErr> {
+    ) -> Result<Supervisor, SupervisorError> {
         let supervisor = Self::describe(spec, String::new(), clock, seed, ledger);
         let (life, end) = Life::begin(None);
         let args = (supervisor.clone(), life);
-        let (_, join) = SupervisorActor::spawn(None, SupervisorActor, args).await?;
-        let shared = Arc::clone(&supervisor.shared);
-        tokio::spawn(async move {
+        let gone = |_| SupervisorError::Gone(supervisor.shared.id.clone());
+        let (_, join) = SupervisorActor::spawn(None, SupervisorActor, args).await.map_err(gone)?;
+        tokio::spawn(supervisor.clone().watch(join, end));
+        Ok(supervisor)
+    }
+
+    /// Tells how a root ended: when nothing of it is alive, or when that takes too long.
+    async fn watch(self, join: JoinHandle<()>, end: LifeEnd) {
+        let over = async {
             // Both end without a value: what matters is that they did.
             let _ = join.await;
             let _ = end.await;
-            let ended = shared.lock().ended.take().unwrap_or(Ended::Died);
-            shared.ended.send_replace(Some(ended));
-        });
-        Ok(supervisor)
+        };
+        let late = async {
+            self.shared.leaving.notified().await;
+            tokio::time::sleep(REGION_STOP_MS_MAX.duration()).await;
+        };
+        tokio::select! {
+            biased;
+            () = over => {}
+            () = late => {
+                let tree = self.tree();
+                tracing::error!(?tree, "what still runs does not stop within {REGION_STOP_MS_MAX}; it is left behind");
+            }
+        }
+        let mut inner = self.shared.lock();
+        let ended = match (inner.ended.take(), inner.core.leaving()) {
+            (Some(ended), _) => ended,
+            (None, Some(Some(gave_up))) => Ended::GaveUp(gave_up.clone()),
+            (None, Some(None) | None) => Ended::Died,
+        };
+        drop(inner);
+        self.shared.ended.send_replace(Some(ended));
     }
 
     /// Adds a child, last in order, and starts it. Answers when its first start has succeeded, failed (it is then
@@ -213,19 +240,23 @@ impl Supervisor {
         Ok(nested)
     }
 
-    /// Stops a child and keeps it listed. Answers when the stop is under way.
+    /// Stops a child and keeps it listed; one that is parked stays so. Answers when nothing of it is alive.
     pub async fn stop_child(&self, id: impl Into<ChildId>) -> Result<(), SupervisorError> {
-        self.request(Event::StopRequested { child: id.into() }).await
+        let child = id.into();
+        self.ask(|answer, _permit| Order::Stop { child, forget: false, answer, _permit }).await
     }
 
-    /// Stops a child and forgets it, with its crashes. Answers when the stop is under way.
+    /// Stops a child and forgets it, with its crashes. Answers when nothing of it is alive.
     pub async fn remove_child(&self, id: impl Into<ChildId>) -> Result<(), SupervisorError> {
-        self.request(Event::RemoveRequested { child: id.into() }).await
+        let child = id.into();
+        self.ask(|answer, _permit| Order::Stop { child, forget: true, answer, _permit }).await
     }
 
     /// Starts a child that is parked, stopped or paused, and forgives its crashes; one that runs is stopped first.
+    /// Answers when that is under way.
     pub async fn restart_child(&self, id: impl Into<ChildId>) -> Result<(), SupervisorError> {
-        self.request(Event::RestartRequested { child: id.into() }).await
+        let child = id.into();
+        self.ask(|answer, _permit| Order::Restart { child, answer, _permit }).await
     }
 
     /// Stops everything below in reverse order, each child with its deadline, then itself. For a root; other
@@ -239,7 +270,8 @@ impl Supervisor {
         self.ended().await
     }
 
-    /// Resolves when this root has ended and nothing below it is alive.
+    /// Resolves when this root has ended and nothing below it is alive, or a minute (`REGION_STOP_MS_MAX`) after it
+    /// began to stop.
     pub async fn ended(&self) -> Ended {
         let mut ended = self.shared.ended.subscribe();
         // The sender lives in `self`.
@@ -286,10 +318,6 @@ impl Supervisor {
                 None => moment.node(view, Load::default(), Vec::new()),
             })
             .collect()
-    }
-
-    async fn request(&self, event: Event) -> Result<(), SupervisorError> {
-        self.ask(|answer, _permit| Order::Request { event, answer, _permit }).await
     }
 
     async fn ask<T>(&self, order: impl FnOnce(Answer<T>, OwnedSemaphorePermit) -> Order) -> Result<T, SupervisorError> {
@@ -354,6 +382,7 @@ struct State {
     /// Exits of lives whose start has not been reported yet.
     early: Vec<Reported>,
     adding: Vec<(ChildId, Answer<ChildState>)>,
+    stopping: Vec<(ChildId, ChildIncarnation, Answer<()>)>,
     /// Crash records under way, by child: its next start waits for them.
     records: BTreeMap<ChildId, JoinHandle<()>>,
     timer: Option<(Tick, Owned)>,
@@ -398,6 +427,7 @@ impl Actor for SupervisorActor {
             remains: BTreeMap::new(),
             early: Vec::new(),
             adding: Vec::new(),
+            stopping: Vec::new(),
             records: BTreeMap::new(),
             timer: None,
             life,
@@ -412,7 +442,13 @@ impl Actor for SupervisorActor {
     async fn handle(&self, myself: ActorRef<Order>, order: Order, state: &mut State) -> Handled {
         match order {
             Order::Add { spec, crashes, answer, _permit } => state.add(&myself, *spec, crashes, answer),
-            Order::Request { event, answer, _permit } => state.request(&myself, event, answer),
+            Order::Stop { child, forget, answer, _permit } => state.stop_asked(&myself, child, forget, answer),
+            Order::Restart { child, answer, _permit } => {
+                let (verdict, performed) = state.request(&myself, Event::RestartRequested { child });
+                // Who asked may have left.
+                let _ = answer.send(verdict);
+                performed
+            }
             Order::Progressed { child, incarnation } => state.step(&myself, Event::Progressed { child, incarnation }),
             Order::Began { child, incarnation, outcome } => state.began(&myself, child, incarnation, outcome),
             Order::Over { child, incarnation, class, reason } => {
@@ -485,16 +521,27 @@ impl State {
         }
     }
 
-    fn request(&mut self, myself: &ActorRef<Order>, event: Event, answer: Answer<()>) -> Handled {
+    fn request(&mut self, myself: &ActorRef<Order>, event: Event) -> (Result<(), Refusal>, Handled) {
         let now = self.supervisor.shared.clock.now();
         let commands = self.supervisor.shared.lock().core.step(now, event);
-        let (commands, verdict) = match commands {
-            Ok(commands) => (commands, Ok(())),
-            Err(refusal) => (Vec::new(), Err(refusal)),
+        match commands {
+            Ok(commands) => (Ok(()), self.perform(myself, commands)),
+            Err(refusal) => (Err(refusal), Ok(())),
+        }
+    }
+
+    fn stop_asked(&mut self, myself: &ActorRef<Order>, child: ChildId, forget: bool, answer: Answer<()>) -> Handled {
+        let incarnation = self.living.get(&child).map(|living| living.incarnation);
+        let event = match forget {
+            true => Event::RemoveRequested { child: child.clone() },
+            false => Event::StopRequested { child: child.clone() },
         };
-        let performed = self.perform(myself, commands);
-        // Who asked may have left.
-        let _ = answer.send(verdict);
+        let (verdict, performed) = self.request(myself, event);
+        match (verdict, incarnation) {
+            (Ok(()), Some(incarnation)) => self.stopping.push((child, incarnation, answer)),
+            // Who asked may have left.
+            (verdict, _) => drop(answer.send(verdict)),
+        }
         performed
     }
 
@@ -590,7 +637,10 @@ impl State {
             }
         }
         self.set_timer(myself, due);
-        self.answer_adds();
+        self.answer_those_who_wait();
+        if self.supervisor.shared.lock().core.leaving().is_some() {
+            self.supervisor.shared.leaving.notify_one();
+        }
         Ok(())
     }
 
@@ -610,8 +660,8 @@ impl State {
         });
     }
 
-    /// Those who added a child learn how its first start went.
-    fn answer_adds(&mut self) {
+    /// Who added a child learns how its first start went; who stopped one, that it is over.
+    fn answer_those_who_wait(&mut self) {
         let now = self.supervisor.shared.clock.now();
         for (child, answer) in std::mem::take(&mut self.adding) {
             let view = self.supervisor.shared.lock().core.view_child(&child, now);
@@ -621,10 +671,18 @@ impl State {
                     continue;
                 }
                 Some(view) => Ok(view.state),
-                None => Err(Refusal::Unknown(child)),
+                // It was done at once, and is forgotten.
+                None => Ok(ChildState::Stopped),
             };
             // Who asked may have left.
             let _ = answer.send(verdict);
+        }
+        for (child, incarnation, answer) in std::mem::take(&mut self.stopping) {
+            if self.living.get(&child).is_some_and(|living| living.incarnation == incarnation) {
+                self.stopping.push((child, incarnation, answer));
+            } else {
+                let _ = answer.send(Ok(()));
+            }
         }
     }
 

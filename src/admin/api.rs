@@ -88,19 +88,7 @@ impl Api {
     /// Answers a request that came over a socket.
     pub(super) async fn serve(&self, request: Request<hyper::body::Incoming>, caller: Caller) -> Response {
         let (head, body) = request.into_parts();
-        let read = Limited::new(body, API_BODY_BYTES_MAX).collect();
-        let body = match tokio::time::timeout(API_READ_MS_MAX.duration(), read).await {
-            Ok(Ok(body)) => Ok(body.to_bytes()),
-            Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => {
-                Err(invalid(format!("body: it is longer than {API_BODY_BYTES_MAX} bytes"))
-                    .details(json!({ "bytesMax": API_BODY_BYTES_MAX })))
-            }
-            Ok(Err(e)) => Err(invalid(format!("body: reading it failed: {e}"))),
-            Err(_) => Err(ApiError::new(
-                ErrorCode::DeadlineExceeded,
-                format!("body: it did not arrive within {API_READ_MS_MAX}"),
-            )),
-        };
+        let body = read(body).await;
         let unread = body.is_err();
         let mut response = self.answer(head.method, head.uri, head.headers, body, caller, None).await;
         if unread {
@@ -228,6 +216,28 @@ impl Api {
             }
         }
         response
+    }
+}
+
+/// Reads a request's body, as far as it may go and as long as it may take.
+async fn read(body: hyper::body::Incoming) -> Result<Bytes, ApiError> {
+    let too_long = || {
+        Err(invalid(format!("body: it is longer than {API_BODY_BYTES_MAX} bytes"))
+            .details(json!({ "bytesMax": API_BODY_BYTES_MAX })))
+    };
+    // What it says of itself is believed: it may never send so much, and the wait would be for nothing.
+    if hyper::body::Body::size_hint(&body).lower() > API_BODY_BYTES_MAX as u64 {
+        return too_long();
+    }
+    let all = Limited::new(body, API_BODY_BYTES_MAX).collect();
+    match tokio::time::timeout(API_READ_MS_MAX.duration(), all).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(e)) if e.is::<http_body_util::LengthLimitError>() => too_long(),
+        Ok(Err(e)) => Err(invalid(format!("body: reading it failed: {e}"))),
+        Err(_) => {
+            let text = format!("body: it did not arrive within {API_READ_MS_MAX}");
+            Err(ApiError::new(ErrorCode::DeadlineExceeded, text).hint("send the whole body at once"))
+        }
     }
 }
 

@@ -1,15 +1,17 @@
 //! What can be typed. Owns: commands, options, their help.
 //! Always: noun, then verb; quantities are read as in configuration files.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
-use crate::config::quantity;
-use crate::types::{ClusterId, DirtyPattern, JobId, Millis, NamespaceName, Place, RegionName, VmName};
+use crate::config::{ListenConfig, quantity};
+use crate::types::{ClusterId, DirtyPattern, FederationName, JobId, Millis, NamespaceName, Place, RegionName, VmName};
 
 const EXAMPLES: &str = "\
 Where to begin:
+  novafed init --region eu --federation demo          make a region in ./novafed
   novafed status                                      how this region sees the federation
   novafed vm create web --memory 256MiB --disk 1GiB   place, create and start a VM
   novafed vm list                                     what runs where, and how old that knowledge is
@@ -69,6 +71,8 @@ fn bytes(text: &str) -> Result<u64, String> {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Make a new region in an empty directory
+    Init(InitArgs),
     /// The federation as this region sees it
     Status,
     /// Clusters of all regions
@@ -124,6 +128,25 @@ pub(super) enum Command {
     Openapi,
 }
 
+#[derive(Debug, ClapArgs)]
+pub(super) struct InitArgs {
+    /// The region's name
+    #[arg(long)]
+    pub region: RegionName,
+    /// The federation that it belongs to
+    #[arg(long)]
+    pub federation: FederationName,
+    /// The region's number, which no other region of the federation has or had
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub number: u32,
+    /// UDP address to listen on for the other regions
+    #[arg(long, default_value_t = ListenConfig::default().address, value_name = "ADDRESS")]
+    pub listen: SocketAddr,
+    /// A cluster of the region; can be given several times [default: one, called REGION-a]
+    #[arg(long, value_name = "ID")]
+    pub cluster: Vec<ClusterId>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum ListVerb {
     /// List them
@@ -169,6 +192,10 @@ pub(super) enum EventVerb {
 pub(super) enum StoreVerb {
     /// What is in it, and whether it takes new work
     Stats,
+    /// Check every page and every value, while the node is stopped
+    Verify,
+    /// Seal everything with a new key, while the node is stopped
+    Rekey,
 }
 
 #[derive(Debug, Subcommand)]

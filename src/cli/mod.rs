@@ -4,9 +4,11 @@
 //! Not here: requests (`admin/client.rs`), documents (`admin/views.rs`).
 
 mod args;
+mod init;
 mod migration;
 mod observe;
 mod output;
+mod store;
 mod vm;
 
 use std::ffi::OsString;
@@ -92,6 +94,7 @@ async fn command(args: Args) -> Result<u8, CliError> {
     let client = Client::new(&args.global.dir).deadline(args.global.timeout);
     let mut out = Output::new(args.global.json());
     match args.command {
+        Command::Init(init) => init::init(&args.global.dir, init, &mut out)?,
         Command::Status => observe::status(&client, &mut out).await?,
         Command::Cluster { verb } => observe::cluster(&client, &mut out, verb).await?,
         Command::Inventory { verb } => observe::inventory(&client, &mut out, verb).await?,
@@ -101,7 +104,7 @@ async fn command(args: Args) -> Result<u8, CliError> {
         Command::Link { verb } => observe::link(&client, &mut out, verb).await?,
         Command::Operation { verb } => observe::operation(&client, &mut out, verb).await?,
         Command::Event { verb } => observe::event(&client, &mut out, verb).await?,
-        Command::Store { verb } => observe::store(&client, &mut out, verb).await?,
+        Command::Store { verb } => return store::store(&client, &args.global.dir, &mut out, verb).await,
         Command::Tree => observe::tree(&client, &mut out).await?,
         Command::Metrics => out.raw(&client.raw(crate::admin::client::Ask::get("/v2/metrics")).await?)?,
         Command::Openapi => out.document(&crate::admin::openapi())?,

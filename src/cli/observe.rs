@@ -1,13 +1,12 @@
-//! `status`, `cluster`, `inventory`, `link`, `operation`, `event`, `store`, `tree`.
+//! `status`, `cluster`, `inventory`, `link`, `operation`, `event`, `tree`.
 
 use super::CliError;
-use super::args::{ClusterVerb, EventVerb, InventoryVerb, ListVerb, StoreVerb};
+use super::args::{ClusterVerb, EventVerb, InventoryVerb, ListVerb};
 use super::output::{Output, age, rate, span, word};
 use super::vm::{all, escaped, given, with_query};
 use crate::admin::client::Client;
 use crate::admin::{
-    ActorState, EventView, FederationStatus, LinkView, OperationView, Page, RegionView, ResourceInventory, StoreStats,
-    TreeNode,
+    ActorState, EventView, FederationStatus, LinkView, OperationView, Page, RegionView, ResourceInventory, TreeNode,
 };
 use crate::types::units::human_bytes;
 use crate::types::{ClusterView, Resources};
@@ -194,29 +193,6 @@ pub(super) async fn event(client: &Client, out: &mut Output, verb: EventVerb) ->
         super::output::note(&format!("there are more: novafed event list --after {next}"));
     }
     Ok(())
-}
-
-pub(super) async fn store(client: &Client, out: &mut Output, verb: StoreVerb) -> Result<(), CliError> {
-    let StoreVerb::Stats = verb;
-    let stats: StoreStats = client.get("/v2/store").await?;
-    if out.json() {
-        return Ok(out.document(&stats)?);
-    }
-    let takes = match (&stats.accepts_work, &stats.reason) {
-        (true, _) => "yes".to_owned(),
-        (false, why) => format!("no: {}", why.as_deref().unwrap_or("unknown")),
-    };
-    out.fields(&[
-        ("store", format!("{}, {}", stats.path, human_bytes(stats.file_bytes))),
-        ("takes work", takes),
-        ("disk", format!("{} free, reserve {}", human_bytes(stats.free_bytes), human_bytes(stats.reserve_bytes))),
-        ("opened", format!("{} times", stats.incarnation)),
-        ("commits", format!("{} of {} transactions", stats.commits, stats.transactions)),
-        ("waiting", stats.queue.to_string()),
-    ])?;
-    let row =
-        |table: &crate::admin::TableStats| vec![table.name.clone(), table.rows.to_string(), human_bytes(table.bytes)];
-    Ok(out.table(&["table", "rows", "size"], stats.tables.iter().map(row).collect(), "It has no tables.")?)
 }
 
 pub(super) async fn tree(client: &Client, out: &mut Output) -> Result<(), CliError> {

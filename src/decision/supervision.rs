@@ -449,6 +449,15 @@ impl Supervision {
         Ok(commands)
     }
 
+    /// Whether it is on its way out or has ended, and why if it gave up.
+    pub fn leaving(&self) -> Option<Option<&GaveUp>> {
+        match &self.mode {
+            Mode::Up => None,
+            Mode::Stopping(gave_up) => Some(gave_up.as_ref()),
+            Mode::Over => Some(None),
+        }
+    }
+
     /// The children in their order, as people see them.
     pub fn view(&self, now: Tick) -> Vec<ChildView> {
         self.children.iter().map(|child| self.view_of(child, now)).collect()

@@ -89,6 +89,9 @@ impl Request {
             let reason = format!("a body of {} bytes; at most {FRAME_BYTES_MAX} are allowed", self.body.len());
             return Err(Refusal::new(RefusalCode::TOO_LARGE, reason));
         }
+        if self.deadline.0 == 0 {
+            return Err(Refusal::new(RefusalCode::DEADLINE, "its deadline is over"));
+        }
         if !envelope::is_destination(&self.to) {
             return Err(Refusal::new(RefusalCode::MALFORMED, "the destination is not the name of an actor"));
         }

@@ -73,6 +73,8 @@ pub const START_MS_MAX: Millis = Millis(30_000);
 pub const JOB_CRASHES_MAX: u32 = 3;
 /// How long a child may take to stop before it is killed.
 pub const STOP_MS_MAX: Millis = Millis(5_000);
+/// How long a whole region may take to stop, however many children it has; then the process ends with what hangs.
+pub const REGION_STOP_MS_MAX: Millis = Millis(60_000);
 /// Requests (add, stop, restart a child) that may wait at one supervisor.
 pub const SUPERVISOR_REQUESTS_MAX: usize = 1024;
 /// Messages that may wait in one mailbox, by class: fencing and heartbeat, consensus, control, migration, telemetry.
@@ -138,6 +140,7 @@ const _: () = assert!(API_REQUESTS_MAX < API_CONNECTIONS_MAX && API_WATCHES_MAX 
 const _: () = assert!(BLOCK_BYTES_MAX.is_multiple_of(PAGE_BYTES) && BLOCK_BYTES_MAX.is_multiple_of(DISK_BLOCK_BYTES));
 const _: () = assert!(TRANSFER_BUFFER_BYTES_MAX >= 4 * BLOCK_BYTES_MAX);
 const _: () = assert!(RESTART_PAUSE_MS_MAX.0 * (RESTARTS_MAX as u64) < RESTART_WINDOW_MS.0);
+const _: () = assert!(STOP_MS_MAX.0 < REGION_STOP_MS_MAX.0);
 const _: () = assert!(RESTART_PAUSE_MS_MIN.0 <= RESTART_PAUSE_MS_MAX.0);
 const _: () = assert!(HEARTBEAT_MS.0 * 2 < LINK_IDLE_MS_MAX.0);
 const _: () = assert!(DOWNTIME_MS_MAX.0 < SWITCH_DEADLINE_MS.0);

@@ -1,6 +1,7 @@
 //! Properties of supervision and mailboxes, on paused time.
 
 mod mailbox;
+mod storm;
 mod supervisor;
 
 use std::sync::{Arc, Mutex};

@@ -409,7 +409,7 @@ impl World {
                 }
             }
             24..=31 => {
-                let pause = if arg % 3 == 0 { u64::from(arg) % 1_500 } else { u64::from(arg) % 60 };
+                let pause = if arg.is_multiple_of(3) { u64::from(arg) % 1_500 } else { u64::from(arg) % 60 };
                 self.model.now = self.model.now.plus(Millis(pause));
                 self.step(Event::Ticked);
             }
@@ -445,7 +445,7 @@ impl World {
                     self.step(Event::Exited { child, incarnation, class, reason });
                 }
             }
-            38 if arg % 8 == 0 => {
+            38 if arg.is_multiple_of(8) => {
                 self.model.end_all(false);
                 self.step(Event::ShutdownRequested);
             }

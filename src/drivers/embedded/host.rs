@@ -140,9 +140,11 @@ impl Host {
             make_directory(&path).map_err(|source| HostOpenError::Directory { path, source })?;
         }
         let clock = Clock::start();
-        let state = State::open(&directory.join("state"))?;
+        let path = directory.join("state.redb");
+        let opened = tokio::task::spawn_blocking(move || State::open(&path)).await;
+        let (state, rows) = opened.map_err(|_| StateError::Panicked)??;
         let (mut slots, mut clusters, mut regions) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        for (key, row) in state.rows() {
+        for (key, row) in rows {
             match postcard::from_bytes(&key).map_err(|_| HostOpenError::Row)? {
                 Key::Vm(cluster, vm) => {
                     let (rules, spec): (Rules, Option<VmSpec>) = decode(&row)?;

@@ -6,7 +6,7 @@
 //! <dir>/lock      held while it lives; "<pid> <start time in clock ticks since boot>"
 //! <dir>/pid       the same, for people
 //! <dir>/sock      its socket, 0600
-//! <dir>/state     what outlives it (state.rs)
+//! <dir>/state.redb what outlives it (state.rs)
 //! <dir>/disks/    one file per VM       <dir>/console/  the witness
 //! ```
 

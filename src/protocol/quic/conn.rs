@@ -198,18 +198,15 @@ impl Conn {
         Delta { sent, received, rate }
     }
 
-    /// Whether its certificates still hold: not expired, and signed by a CA that is trusted now.
-    pub fn check_trust(&self, shared: &Shared) -> Result<(), (CloseCode, String)> {
+    /// Whether one of its certificates has expired.
+    pub fn is_expired(&self, shared: &Shared) -> bool {
+        shared.tls.wall.wall() >= self.expiries().0
+    }
+    /// Whether the peer's certificate would be accepted now.
+    pub fn check_trust(&self, shared: &Shared) -> Result<(), CertificateRefusal> {
         let now = shared.tls.wall.wall();
-        if now >= self.expiries().0 {
-            return Err((CloseCode::Expired, "a certificate of this connection has expired".to_owned()));
-        }
         let role = if self.dialled_by == self.peer.region { Role::Dialler } else { Role::Dialled };
-        match shared.tls.trust.verify(&self.chain[0], &self.chain[1..], role, Some(&self.peer.region), now) {
-            Ok(_) => Ok(()),
-            Err(refusal @ CertificateRefusal::Expired { .. }) => Err((CloseCode::Expired, refusal.to_string())),
-            Err(refusal) => Err((CloseCode::Revoked, refusal.to_string())),
-        }
+        shared.tls.trust.verify(&self.chain[0], &self.chain[1..], role, Some(&self.peer.region), now).map(|_| ())
     }
 
     /// Whether `self` should be used rather than `other`, both being up. Both ends judge alike, so that of two
@@ -293,6 +290,9 @@ impl Proven {
             self.quinn.close(wire, refusal.reason_bytes());
             EstablishError::Refused(refusal)
         };
+        if peer.region == shared.us.region {
+            return Err(refuse(RefusalCode::IDENTITY, format!("this is region {} itself", peer.region)));
+        }
         if theirs.region != peer.region {
             let reason = format!("the certificate is of {}, the hello of {}", peer.region, theirs.region);
             return Err(refuse(RefusalCode::IDENTITY, reason));

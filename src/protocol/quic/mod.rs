@@ -144,7 +144,7 @@ impl QuicNode {
         server.validation_token_config(no_tokens());
         let error = |source| QuicError::Listen { listen: config.listen, source };
         let socket = transport::socket(config.listen).map_err(error)?;
-        let endpoint = Endpoint::new(quinn::EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime));
+        let endpoint = Endpoint::new(transport::endpoint(), Some(server), socket, Arc::new(TokioRuntime));
         let endpoint = endpoint.map_err(error)?;
         let peers = config
             .peers
@@ -191,8 +191,13 @@ impl QuicNode {
         self.0.refusals.snapshot()
     }
 
+    /// Connections that are open now, of all peers, those that finish what they carry included.
+    pub fn open_connections(&self) -> usize {
+        self.0.endpoint.open_connections()
+    }
+
     /// Says goodbye to all peers, so that they notice at once, and waits a moment for that to leave.
-    pub async fn close(self) {
+    pub async fn close(&self) {
         self.0.stop.cancel();
         self.0.endpoint.close(CloseCode::Closing.into(), b"this node stops");
         self.0.tasks.close();
@@ -243,13 +248,12 @@ impl Shared {
 
     /// Dials `peer` once.
     async fn dial(&self, peer: &Peer, class: Class, address: &str) -> Result<Conn, EstablishError> {
-        let unreachable = |_| EstablishError::Address(address.to_owned());
+        let unreachable = || EstablishError::Address(address.to_owned());
         let dialling = async {
-            let target = tokio::net::lookup_host(address)
-                .await
-                .map_err(unreachable)?
-                .next()
-                .ok_or_else(|| EstablishError::Address(address.to_owned()))?;
+            let mut targets = tokio::net::lookup_host(address).await.map_err(|_| unreachable())?;
+            // A socket of IPv6 reaches both.
+            let v6 = self.endpoint.local_addr().is_ok_and(|own| own.is_ipv6());
+            let target = targets.find(|target| v6 || target.is_ipv4()).ok_or_else(unreachable)?;
             let own_not_after = self.tls.identity.not_after();
             let crypto = self.tls.client(&peer.region, class)?;
             let mut config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -353,19 +357,26 @@ async fn datagrams(shared: &Shared, peer: &Peer, conn: &Arc<Conn>) {
 /// Counts what a connection carries, and closes it when it is drained or its trust has ended.
 async fn look_after(shared: &Shared, peer: &Peer, conn: &Arc<Conn>) {
     let mut trust = shared.tls.trust.changes();
+    // What changed while the connection was made counts, too.
+    trust.mark_changed();
     let mut looks = interval(LOOK_MS.duration());
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut drained_before = false;
     loop {
         tokio::select! {
             biased;
-            _ = trust.changed() => {}
+            _ = trust.changed() => {
+                if let Err(refusal) = conn.check_trust(shared) {
+                    peer.refuse("revoked", &refusal);
+                    return conn.close(CloseCode::Revoked, &refusal.to_string());
+                }
+            }
             _ = looks.tick() => {}
         }
         peer.account(shared, conn);
-        if let Err((code, why)) = conn.check_trust(shared) {
-            peer.refuse(if code == CloseCode::Expired { "expired" } else { "revoked" }, &why);
-            return conn.close(code, &why);
+        if conn.is_expired(shared) {
+            peer.refuse("expired", &"a certificate of an open connection has expired");
+            return conn.close(CloseCode::Expired, "a certificate of this connection has expired");
         }
         // Twice in a row: the other end may have sent something on it before it knew.
         let drained = conn.is_drained();

@@ -124,6 +124,12 @@ pub(super) async fn request(shared: Arc<Shared>, peer: Arc<Peer>, used: InUse, s
     };
     let (head, body, _permits) = match read {
         Ok(message) => message,
+        Err(Fault::Budget) => {
+            let refusal = Refusal::busy(STALL_MS);
+            peer.refuse(refusal.code.name(), &refusal);
+            let _ = timeout(STALL_MS.duration(), reply(&mut send, Err(refusal))).await;
+            return;
+        }
         Err(fault) => return punish(&peer, used.conn(), fault),
     };
     let kind = head.kind;

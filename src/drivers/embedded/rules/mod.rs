@@ -534,11 +534,13 @@ impl Rules {
                 next.spend_newest();
                 vec![Effect::StopOffer, Effect::DisarmWatchdog, Effect::Destroy, Effect::Persist]
             }
-            Power::Held { key, .. } => {
+            Power::Held { key, lost: false } => {
                 next.power = Power::Held { key, lost: true };
                 vec![Effect::StopOffer, Effect::Destroy, Effect::Persist]
             }
-            Power::Absent | Power::Stopped | Power::Receiving { .. } | Power::Lost => Vec::new(),
+            Power::Held { lost: true, .. } | Power::Absent | Power::Stopped | Power::Receiving { .. } | Power::Lost => {
+                Vec::new()
+            }
         };
         (next, effects)
     }
