@@ -137,16 +137,14 @@ impl Serve for Deliverer {
     }
 }
 
-/// A command's id as it travels: both halves have 32 bits there, enough for four billion openings of a store and as
-/// many commands in each. The order stays.
+/// A command's id as it travels.
 pub fn pack(id: MessageId) -> Option<envelope::MessageId> {
-    let (incarnation, number) = (u32::try_from(id.incarnation).ok()?, u32::try_from(id.number).ok()?);
-    Some(envelope::MessageId(u64::from(incarnation) << 32 | u64::from(number)))
+    Some(envelope::MessageId { incarnation: id.incarnation, number: id.number })
 }
 
 /// The id in the sender's store.
 pub fn unpack(id: envelope::MessageId) -> MessageId {
-    MessageId { incarnation: id.0 >> 32, number: id.0 & u64::from(u32::MAX) }
+    MessageId { incarnation: id.incarnation, number: id.number }
 }
 
 /// What this region's clusters say of themselves now. One that does not answer is left out rather than waited for.

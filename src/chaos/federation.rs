@@ -443,3 +443,16 @@ fn last_line(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     text.lines().next_back().unwrap_or("it said nothing").to_owned()
 }
+
+/// What `novafed init` does.
+fn init(federation: &FederationName, name: &RegionName, region: &Region) -> Result<(), HarnessError> {
+    let bad = |e: String| HarnessError::Plan(e);
+    fs::create_dir_all(&region.dir).map_err(file("making", &region.dir))?;
+    let now = Clock::start().wall();
+    let ca = crate::protocol::trust::RegionCa::create(federation, name, now).map_err(|e| bad(e.to_string()))?;
+    ca.save(&region.dir).map_err(|e| bad(e.to_string()))?;
+    let leaf = ca.issue_leaf(now, Millis(24 * 3_600_000)).map_err(|e| bad(e.to_string()))?;
+    leaf.save(&region.dir.join("leaf.pem")).map_err(|e| bad(e.to_string()))?;
+    let key = crate::store::StoreKey::generate().map_err(|e| bad(e.to_string()))?;
+    key.save(&region.dir.join("store.key")).map_err(|e| bad(e.to_string()))
+}

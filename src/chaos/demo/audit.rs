@@ -4,7 +4,7 @@
 
 use super::scenario::Demo;
 use super::travel::word;
-use crate::admin::views::VmView;
+use crate::admin::VmView;
 use crate::chaos::federation::HarnessError;
 use crate::chaos::invariants::witnessed;
 use crate::types::{Fence, MigrationStatus, Place};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::DemoOptions;
 use super::report::{Killed, MoveReport};
 use super::stage::Stage;
-use crate::admin::views::{CreatedVm, LinkState, LinkView, Page, VmView};
+use crate::admin::{CreatedVm, LinkState, LinkView, Page, VmView};
 use crate::chaos::federation::{Federation, HarnessError, READY_MS_MAX, RegionPlan, Setup};
 use crate::chaos::invariants::Ledger;
 use crate::chaos::process::wait_for;
@@ -179,7 +179,7 @@ impl<'a> Demo<'a> {
             seed: 7,
             tick_ms: 10,
             resident_bytes: o.memory_mib * MIB,
-            working_set_bytes: (o.memory_mib * MIB / 4).max(MIB),
+            working_set_bytes: o.memory_mib * MIB / 2,
             dirty_bytes_per_second: o.dirty_mib_per_second * MIB,
             disk_resident_bytes: o.disk_mib * MIB,
             disk_bytes_per_second: MIB,

@@ -12,13 +12,17 @@ use crate::chaos::process::{LOOK_AGAIN, wait_for};
 use crate::clock::Clock;
 use crate::drivers::{HostCall, HostReply, SwitchKey, TransferProgress};
 use crate::types::limits::BLOCK_BYTES_MAX;
-use crate::types::units::human_bytes;
+use crate::types::units::{MIB, human_bytes};
 use crate::types::{CheckStatus, JobState, MigrationPlan, MigrationStatus, Millis, Place};
 
 /// A move takes a few seconds; a job that is not at its end by then is not going to be.
 const MOVE_MS_MAX: Millis = Millis(60_000);
 /// A node that was restarted answers within a second or two, also on a busy machine.
 const SETTLED_MS_MAX: Millis = Millis(10_000);
+/// Round the world a switch takes some round trips of 200 ms each.
+const DOWNTIME_MS_MAX: u64 = 2_000;
+/// A cap as an operator would set it, so that a move is long enough to be watched, and interrupted.
+const BYTES_PER_SECOND_MAX: u64 = 64 * MIB;
 /// Of the first round's bytes: kill once so much is acknowledged. The window that must be hit is 30 to 70 percent.
 const KILL_AT_PERCENT: u64 = 40;
 
@@ -91,7 +95,11 @@ impl Demo<'_> {
     }
 
     async fn plan(&mut self, to: &Place) -> Result<MigrationPlan, HarnessError> {
-        let body = json!({ "vmID": self.traveller, "targetClusterID": to });
+        let body = json!({
+            "vmID": self.traveller,
+            "targetClusterID": to,
+            "options": { "maxDowntimeMs": DOWNTIME_MS_MAX, "bandwidthLimitBytesPerSecond": BYTES_PER_SECOND_MAX },
+        });
         let plan: MigrationPlan = self.fed.post(&self.at.region, "/v2/migration-plans", &body).await?;
         if !plan.executable {
             let failed: Vec<&str> = plan.checks.iter().filter(|c| c.status == CheckStatus::Failed).map(|c| c.message.as_str()).collect();

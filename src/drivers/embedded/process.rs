@@ -319,6 +319,10 @@ async fn serve(server: &Arc<Server>, mut stream: UnixStream) -> Result<(), Serve
             let result = admin(server, call);
             Ok(wire::write(&mut stream, &result).await?)
         }
+        Purpose::Observe { cluster, call } => {
+            let result = server.host.observe(&cluster, call).await;
+            Ok(wire::write(&mut stream, &result).await?)
+        }
         Purpose::Session { region, incarnation, clusters } => {
             match server.host.attach(&region, incarnation, &clusters).await {
                 Err(error) => Ok(wire::write(&mut stream, &refusal(error)).await?),
