@@ -173,6 +173,10 @@ impl SourceJob {
     async fn decide(&mut self, decision: Decision) -> Result<(), HandlerError> {
         let input =
             |decided| Input { attempt: self.state.attempt, step: Some(Step::Decide), event: Event::Decided(decided) };
+        if decision == Decision::Transfer {
+            // The entry of the next step is written by the same transaction.
+            self.ctx.kill.pass(Step::Switch, Side::Source, Moment::BeforeWrite);
+        }
         let template = self.prepare_write(input(decision), self.state.clone());
         let after = self
             .ctx
@@ -217,7 +221,6 @@ impl SourceJob {
             entry: JournalEntry { input, at: self.ctx.clock.wall() },
             entries: self.entries + 1,
             transfer: self.transfer,
-            record: self.record.clone(),
             ctx: self.ctx.clone(),
             retention_ms: self.ctx.settings.retention.0,
             status: self.status(),
@@ -358,7 +361,6 @@ struct Advance {
     entry: JournalEntry<Input>,
     entries: u64,
     transfer: TransferRecord,
-    record: SourceJobRecord,
     ctx: Arc<Context>,
     retention_ms: u64,
     status: MigrationStatus,
