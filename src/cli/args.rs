@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::config::{ListenConfig, quantity};
 use crate::types::{ClusterId, DirtyPattern, FederationName, JobId, Millis, NamespaceName, Place, RegionName, VmName};
@@ -37,7 +37,7 @@ pub(super) struct Global {
     /// Directory of the region [default: $NOVAFED_DIR, or ./novafed]
     #[arg(long, global = true, default_value_os_t = default_dir(), hide_default_value = true, value_name = "DIR")]
     pub dir: PathBuf,
-    /// How answers are printed: for people, or the API's document for programs
+    /// For people, or the API's document for programs
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     output: Format,
     /// How long to wait for an answer
@@ -366,15 +366,16 @@ pub(super) enum MigrationVerb {
         to: MoveArgs,
     },
     /// Start a move: of a VM (--to), or what was planned (--plan)
+    #[command(group = ArgGroup::new("what").required(true).args(["vm", "plan"]))]
     Start {
         /// The VM's id or name
-        #[arg(required_unless_present = "plan", requires = "to")]
+        #[arg(requires = "to")]
         vm: Option<String>,
         /// Where it goes, region/cluster
         #[arg(long, value_name = "REGION/CLUSTER", requires = "vm")]
         to: Option<Place>,
         /// Start this plan
-        #[arg(long, conflicts_with_all = ["vm", "to"], value_name = "PLAN")]
+        #[arg(long, value_name = "PLAN")]
         plan: Option<crate::types::PlanId>,
         /// How long the VM may stand still [default: the region's]
         #[arg(long, value_parser = millis, value_name = "TIME", requires = "vm")]
