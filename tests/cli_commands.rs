@@ -99,7 +99,7 @@ fn wrong_usage_is_2_and_says_what_is_meant() {
         (&["migration", "start", "web"], "--to"),
         (&["migration", "start"], "--plan"),
         (&["migration", "start", "web", "--plan", "plan-1-1-1"], "cannot be used with"),
-        (&["migration", "start", "--plan", "plan-1-1-1", "--to", "us/us-a"], "<VM"),
+        (&["migration", "start", "--plan", "plan-1-1-1", "--to", "us/us-a"], "cannot be used with"),
         (&["migration", "start", "web", "--to", "us"], "region>/<cluster"),
         (&["migration", "show", "vm-1-1-1"], "job"),
         (&["status", "--timeout", "soon"], "is not a duration"),

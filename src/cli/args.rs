@@ -33,6 +33,7 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Common options")]
 pub(super) struct Global {
     /// Directory of the region [default: $NOVAFED_DIR, or ./novafed]
     #[arg(long, global = true, default_value_os_t = default_dir(), hide_default_value = true, value_name = "DIR")]
@@ -247,11 +248,11 @@ pub(super) enum PlacementVerb {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct CreateArgs {
-    #[command(flatten)]
-    pub spec: SpecArgs,
     /// Say where it would go, but create nothing
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub spec: SpecArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -309,7 +310,7 @@ pub(super) struct ProgramArgs {
     /// Rate of its memory writes, per second
     #[arg(long, value_parser = bytes, default_value = "0B", value_name = "SIZE")]
     pub dirty_rate: u64,
-    /// Where they go
+    /// Where they go; hot: nine of ten to a tenth of the pages
     #[arg(long, value_enum, default_value_t = Pattern::Sequential)]
     pub pattern: Pattern,
     /// Disk that it fills at first boot
@@ -322,11 +323,8 @@ pub(super) struct ProgramArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Pattern {
-    /// Page after page, round and round
     Sequential,
-    /// Pages drawn evenly
     Random,
-    /// Nine of ten writes go to a tenth of the pages
     Hot,
 }
 
@@ -372,19 +370,19 @@ pub(super) enum MigrationVerb {
         #[arg(requires = "to")]
         vm: Option<String>,
         /// Where it goes, region/cluster
-        #[arg(long, value_name = "REGION/CLUSTER", requires = "vm")]
+        #[arg(long, value_name = "REGION/CLUSTER", conflicts_with = "plan")]
         to: Option<Place>,
         /// Start this plan
         #[arg(long, value_name = "PLAN")]
         plan: Option<crate::types::PlanId>,
         /// How long the VM may stand still [default: the region's]
-        #[arg(long, value_parser = millis, value_name = "TIME", requires = "vm")]
+        #[arg(long, value_parser = millis, value_name = "TIME", conflicts_with = "plan")]
         max_downtime: Option<Millis>,
         /// When its source resumes it by itself, if nothing was decided [default: the region's]
-        #[arg(long, value_parser = millis, value_name = "TIME", requires = "vm")]
+        #[arg(long, value_parser = millis, value_name = "TIME", conflicts_with = "plan")]
         switch_deadline: Option<Millis>,
         /// Cap on the transfer, per second [default: the region's]
-        #[arg(long, value_parser = bytes, value_name = "SIZE", requires = "vm")]
+        #[arg(long, value_parser = bytes, value_name = "SIZE", conflicts_with = "plan")]
         bandwidth: Option<u64>,
         /// Follow it to its end
         #[arg(long)]
