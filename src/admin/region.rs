@@ -253,6 +253,8 @@ pub struct AuditRecord {
     pub took_ms: Millis,
 }
 
+crate::stored!(AuditRecord, b"audt");
+
 /// A region, as its API needs it. Implemented by the node.
 ///
 /// Views hold what the region knows, with its age: no read waits for another region, except by [`Region::forward`].

@@ -10,10 +10,10 @@
 //!               10  u16 length of this head      12  u32 retry after, ms (0 = no advice)
 //!               12  u32 length of the body
 //!               16  u32 deadline, ms from sending
-//!               20  u64 message id, 0 = none
-//!               28  u128 trace id
-//!               44  u64 + u64 incarnation of the sender: counter, nonce
-//!               60  u8 n, n bytes: sender region
+//!               20  u64 + u64 message id: incarnation, number (0 = none)
+//!               36  u128 trace id
+//!               52  u64 + u64 incarnation of the sender: counter, nonce
+//!               68  u8 n, n bytes: sender region
 //!                   u8 m, m bytes: destination actor
 //!                   (whatever a later minor revision appends, skipped by its length)
 //! ```
@@ -23,7 +23,7 @@ use std::fmt;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::link::RefusalCode;
+use super::link::{Refusal, RefusalCode};
 use super::messages::Kind;
 use crate::types::limits::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES_MAX, NAME_BYTES_MAX};
 use crate::types::{Incarnation, Millis, RegionName};
@@ -36,23 +36,28 @@ pub const VERSION_MIN: u16 = 1;
 const MAGIC: [u8; 4] = *b"NVFD";
 const REPLY_MAGIC: [u8; 4] = *b"NVFR";
 /// Bytes of a head up to the names.
-pub const HEAD_FIXED_BYTES: usize = 60;
+pub const HEAD_FIXED_BYTES: usize = 68;
 /// Bytes of the head of a reply.
 pub const REPLY_HEAD_BYTES: usize = 16;
 /// Length of a destination.
-pub const DESTINATION_BYTES_MAX: usize = 127;
+pub const DESTINATION_BYTES_MAX: usize = 120;
 /// Length of the reason in a refusal; what is longer is cut by the sender and refused by the receiver.
 pub const REASON_BYTES_MAX: usize = 1024;
 
 const _: () = assert!(HEAD_FIXED_BYTES + 2 + NAME_BYTES_MAX + DESTINATION_BYTES_MAX <= FRAME_HEAD_BYTES_MAX);
 
-/// Id of a durable command, given by the sender's outbox and kept over restarts; never 0.
+/// Id of a durable command, given by the sender's outbox and kept over restarts; its number is never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-pub struct MessageId(pub u64);
+pub struct MessageId {
+    /// The counter of the sender's incarnation when the id was given.
+    pub incarnation: u64,
+    /// The how-manieth of that incarnation, from 1.
+    pub number: u64,
+}
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        write!(f, "{}-{}", self.incarnation, self.number)
     }
 }
 
@@ -184,7 +189,8 @@ impl Head {
         out.put_u16(head_len as u16);
         out.put_u32(self.length);
         out.put_u32(u32::try_from(self.deadline.0).unwrap_or(u32::MAX));
-        out.put_u64(self.id.map_or(0, |id| id.0));
+        out.put_u64(self.id.map_or(0, |id| id.incarnation));
+        out.put_u64(self.id.map_or(0, |id| id.number));
         out.put_u128(self.trace.0);
         out.put_u64(self.incarnation.counter);
         out.put_u64(self.incarnation.nonce);
@@ -227,7 +233,7 @@ impl Head {
         let _head_len = reader.u16()?;
         let length = reader.u32()?;
         let deadline = Millis(u64::from(reader.u32()?));
-        let id = Some(MessageId(reader.u64()?)).filter(|id| id.0 != 0);
+        let id = Some(MessageId { incarnation: reader.u64()?, number: reader.u64()? }).filter(|id| id.number != 0);
         let trace = TraceId(u128::from_be_bytes(reader.array()?));
         let incarnation = Incarnation { counter: reader.u64()?, nonce: reader.u64()? };
         let region = reader.text(NAME_BYTES_MAX)?.parse().map_err(|_| DecodeError::Name)?;
@@ -241,6 +247,15 @@ impl Head {
 }
 
 impl ReplyHead {
+    /// The request was done; `length` bytes of answer follow.
+    pub fn done(length: u32) -> ReplyHead {
+        ReplyHead { refusal: None, length, retry_after: Millis(0) }
+    }
+    /// The request was refused; `length` bytes of reason follow.
+    pub fn refused(refusal: &Refusal, length: u32) -> ReplyHead {
+        let retry_after = refusal.retry_after.unwrap_or_default();
+        ReplyHead { refusal: Some(refusal.code), length, retry_after }
+    }
     /// Its bytes.
     pub fn encode(&self) -> [u8; REPLY_HEAD_BYTES] {
         let mut out = [0; REPLY_HEAD_BYTES];

@@ -3,12 +3,12 @@
 //!
 //! The layout of a hello never changes (a version must be readable to be refused), it can only grow at the end:
 //! ```text
-//! 0  magic "NVFH"    6  u16 oldest version spoken   10  u16 code (answers: 0 = welcome, else a refusal)
+//! 0  magic "NVFH"    6  u16 oldest version spoken   10  u16 zero
 //! 4  u16 length      8  u16 newest version spoken   12  u64 + u64 incarnation   28  u8 n, n bytes: region
 //! ```
+//! A hello that is not welcome is answered by closing the connection, with the code and the reason in the close.
 
 use super::envelope;
-use super::link::RefusalCode;
 use crate::types::limits::NAME_BYTES_MAX;
 use crate::types::{Incarnation, RegionName};
 
@@ -47,8 +47,6 @@ impl Versions {
 pub struct Hello {
     /// What its sender speaks.
     pub versions: Versions,
-    /// In an answer: why the connection is refused.
-    pub refusal: Option<RefusalCode>,
     /// The life of the sender's store.
     pub incarnation: Incarnation,
     /// The sender's region.
@@ -70,7 +68,7 @@ impl Hello {
         out.extend_from_slice(&(length as u16).to_be_bytes());
         out.extend_from_slice(&self.versions.min.to_be_bytes());
         out.extend_from_slice(&self.versions.max.to_be_bytes());
-        out.extend_from_slice(&self.refusal.map_or(0, |code| code.0).to_be_bytes());
+        out.extend_from_slice(&[0; 2]);
         out.extend_from_slice(&self.incarnation.counter.to_be_bytes());
         out.extend_from_slice(&self.incarnation.nonce.to_be_bytes());
         out.push(region.len() as u8);
@@ -102,7 +100,6 @@ impl Hello {
         let region = std::str::from_utf8(region).ok().and_then(|text| text.parse().ok()).ok_or(NotAHello)?;
         Ok(Hello {
             versions: Versions { min: u16_at(6), max: u16_at(8) },
-            refusal: Some(RefusalCode(u16_at(10))).filter(|code| code.0 != 0),
             incarnation: Incarnation { counter: u64_at(12)?, nonce: u64_at(20)? },
             region,
         })

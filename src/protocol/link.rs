@@ -24,8 +24,8 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// A bulk stream. Closing its write half tells the other end that it is complete; a cut shows as an error, never as
-/// an end.
+/// A bulk stream. Closing its write half (`shutdown`) tells the other end that it is complete. Dropped before that, or
+/// cut, it shows as an error at the other end, never as an end, and what was written last may be lost.
 pub type BulkStream = Box<dyn ByteStream>;
 
 /// Length of what opens a bulk stream.
@@ -88,6 +88,9 @@ impl Request {
         if self.body.len() > FRAME_BYTES_MAX {
             let reason = format!("a body of {} bytes; at most {FRAME_BYTES_MAX} are allowed", self.body.len());
             return Err(Refusal::new(RefusalCode::TOO_LARGE, reason));
+        }
+        if self.deadline.0 == 0 {
+            return Err(Refusal::new(RefusalCode::DEADLINE, "its deadline is over"));
         }
         if !envelope::is_destination(&self.to) {
             return Err(Refusal::new(RefusalCode::MALFORMED, "the destination is not the name of an actor"));

@@ -22,11 +22,11 @@ impl Kind {
     /// Every known kind: name and priority. A higher priority is sent first when the link is full; the order is that
     /// of the classes of admission (architecture §3): heartbeat before control before migration before telemetry.
     const KNOWN: [(Kind, &'static str, i32); 5] = [
-        (Kind::MIGRATION, "migration", 20),
-        (Kind::DIRECTORY, "directory", 10),
-        (Kind::API, "api", 30),
-        (Kind::ANNOUNCE, "announce", 30),
-        (Kind::HEARTBEAT, "heartbeat", 50),
+        (Kind::MIGRATION, "migration", 0),
+        (Kind::DIRECTORY, "directory", -10),
+        (Kind::API, "api", 10),
+        (Kind::ANNOUNCE, "announce", 10),
+        (Kind::HEARTBEAT, "heartbeat", 20),
     ];
 
     /// Its name; none if this build does not know it.

@@ -4,11 +4,13 @@
 //! never from what it says; only `quic/` names quinn.
 //! Not here: what the bodies mean (`decision/`), the durable outbox and the dedup rows (`store/`).
 
+pub mod bodies;
 pub mod envelope;
 pub mod hello;
 pub mod link;
 pub mod memory;
 pub mod messages;
+pub mod quic;
 pub mod refusals;
 pub mod trust;
 

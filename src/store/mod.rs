@@ -222,6 +222,16 @@ impl Store {
         self.inner.writer.runner.incarnation
     }
 
+    /// Free bytes of the state's file system, if the system says.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.inner.writer.runner.space.free()
+    }
+
+    /// Below so much free space new work is refused.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.inner.writer.runner.reserve_bytes
+    }
+
     /// Whose state it is.
     pub fn region(&self) -> &RegionName {
         &self.inner.identity.region

@@ -142,6 +142,8 @@ impl Net {
         let mut state = self.lock();
         let Some(node) = state.nodes.remove(region) else { return };
         node.stop.cancel();
+        // Its next life has to be accepted anew.
+        state.sessions.retain(|(a, b)| a.region != *region && b.region != *region);
         for ((a, b), up) in &state.up {
             if a == region || b == region {
                 up.send_replace(false);

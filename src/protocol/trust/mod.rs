@@ -5,9 +5,11 @@
 //! Not here: how TLS is driven (`quic/tls.rs`); who edits the trust store (configuration, later the registry).
 
 mod ca;
+mod identity;
 mod store;
 
 pub use ca::{Leaf, RegionCa, TrustError};
+pub use identity::{Identity, keep_renewed};
 pub use store::{CertificateRefusal, Role, TrustStore, VerifiedPeer};
 
 use std::fmt::Debug;

@@ -1,0 +1,67 @@
+//! What a host remembers over its own death. Owns: how batches of rows get into its durable map.
+//! Always: a batch is in it whole or not at all, and durable when [`State::put`] returns; batches that wait for the
+//! disk share one commit. Not here: what the rows mean (`host.rs`), the map itself (`store/map.rs`).
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::store::{DurableMap, StoreError};
+
+/// A change: a key and its new value, `None` to remove it.
+pub type Change = (Vec<u8>, Option<Vec<u8>>);
+/// Rows with their keys.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Why the state could not be read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StateError {
+    /// The map said so. After a failed write every later one fails too, until the host starts again.
+    #[error("the host's state: {0}")]
+    Map(#[from] StoreError),
+    /// A bug of ours.
+    #[error("the host's state: its writer panicked")]
+    Panicked,
+}
+
+type Waiting = (Vec<Change>, oneshot::Sender<Result<(), StoreError>>);
+
+/// The map, shared.
+#[derive(Clone)]
+pub struct State {
+    map: Arc<Mutex<DurableMap>>,
+    queue: Arc<Mutex<Vec<Waiting>>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    /// Opens the map in `path`, made if it is not there. Blocks on the disk.
+    pub fn open(path: &Path) -> Result<(State, Rows), StateError> {
+        let map = DurableMap::open(path)?;
+        let rows = map.iter()?.collect();
+        Ok((State { map: Arc::new(Mutex::new(map)), queue: Arc::default() }, rows))
+    }
+
+    /// Makes `changes` durable, together.
+    pub async fn put(&self, changes: Vec<Change>) -> Result<(), StateError> {
+        let (done, answer) = oneshot::channel();
+        locked(&self.queue).push((changes, done));
+        let state = self.clone();
+        // Whoever gets the map first writes for everybody that waits; the others find their answer ready.
+        let writer = tokio::task::spawn_blocking(move || {
+            let map = locked(&state.map);
+            let waiting = std::mem::take(&mut *locked(&state.queue));
+            let (batches, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+            let result = map.put_all(batches.into_iter().flatten());
+            for answer in answers {
+                let _ = answer.send(result.clone());
+            }
+        });
+        writer.await.map_err(|_| StateError::Panicked)?;
+        Ok(answer.await.map_err(|_| StateError::Panicked)??)
+    }
+}
