@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::call::Reply;
 use super::context::Context;
 use super::mailbox::{Class, Handle};
-use super::serve::{Ctx, HandlerError, Serve};
 use super::records::CleanupKind;
+use super::serve::{Ctx, HandlerError, Serve};
 use super::tables;
 use crate::decision::converge::{self, HostAttempt, Repair, Seen};
 use crate::decision::membership::{Health, Probe, Thresholds};
@@ -126,7 +126,6 @@ impl Cluster {
         }
     }
 
-
     fn age(&self) -> Option<Millis> {
         self.seen_at.map(|at| self.ctx.clock.now().since(at))
     }
@@ -204,14 +203,8 @@ impl Cluster {
             let decisions = tables::decisions(&self.ctx.store, vm)?;
             let seen = self.seen.get(&vm).map(seen_of);
             let mine = record.filter(|record| record.cluster == self.id);
-            let repair = converge::converge(
-                &here,
-                mine,
-                &decisions,
-                job,
-                seen.as_ref(),
-                self.may_start_lost.contains(&vm),
-            );
+            let repair =
+                converge::converge(&here, mine, &decisions, job, seen.as_ref(), self.may_start_lost.contains(&vm));
             self.repair(vm, repair, mine.cloned());
         }
         self.clean_up()

@@ -17,7 +17,11 @@ impl StoredCrashes {
     }
 }
 
-fn failed(attempt: &'static str, child: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> LedgerError {
+fn failed(
+    attempt: &'static str,
+    child: &str,
+    source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> LedgerError {
     LedgerError { attempt, child: child.to_owned(), source: source.into() }
 }
 

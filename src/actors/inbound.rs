@@ -91,8 +91,7 @@ impl Inbound for Receiver {
                 Ok(mut near) => {
                     let Ok(mut far) = offer.accept().await else { return };
                     const BUFFER: usize = 256 * 1024;
-                    let relayed =
-                        tokio::io::copy_bidirectional_with_sizes(&mut far, &mut near, BUFFER, BUFFER).await;
+                    let relayed = tokio::io::copy_bidirectional_with_sizes(&mut far, &mut near, BUFFER, BUFFER).await;
                     if let Err(error) = relayed {
                         tracing::debug!(peer = %from, %error, "a channel was cut");
                     }
@@ -110,10 +109,8 @@ impl Inbound for Receiver {
     fn incarnation_seen(&self, peer: PeerId) -> BoxFuture<'static, IncarnationVerdict> {
         let ctx = self.ctx.clone();
         Box::pin(async move {
-            let judged = ctx
-                .store
-                .transact(Work::Finish, move |txn| txn.admit_peer(&peer.region, peer.incarnation))
-                .await;
+            let judged =
+                ctx.store.transact(Work::Finish, move |txn| txn.admit_peer(&peer.region, peer.incarnation)).await;
             // What can't be remembered can't be accepted.
             judged.unwrap_or(IncarnationVerdict::Stale)
         })
@@ -128,9 +125,9 @@ async fn receive(
 ) -> Result<Box<dyn crate::drivers::Duplex>, Refusal> {
     let hello: BulkHello = decode(hello)?;
     let key = hello.key;
-    let target = look(ctx, key.job).await.ok_or_else(|| {
-        Refusal::new(RefusalCode::NOT_FOUND, format!("no job {} is received here", key.job))
-    })?;
+    let target = look(ctx, key.job)
+        .await
+        .ok_or_else(|| Refusal::new(RefusalCode::NOT_FOUND, format!("no job {} is received here", key.job)))?;
     if target.from.region != *from {
         return Err(forbidden(from, key.job));
     }
@@ -239,8 +236,7 @@ impl AskedTarget {
 
     /// The first request makes the job, in one transaction with the promise of room. `Some`: refused.
     async fn reserve(&self, ctx: &Arc<Context>, offer: Offer) -> Result<Option<TargetAnswer>, Refusal> {
-        let first =
-            Target::reserved(self.job, self.vm, self.from.clone(), self.to.clone(), offer, self.attempt);
+        let first = Target::reserved(self.job, self.vm, self.from.clone(), self.to.clone(), offer, self.attempt);
         let record = TargetJobRecord { first, started_at: ctx.clock.wall() };
         if tables::target_job(&ctx.store, self.job).map_err(store_refusal)?.is_some()
             || tables::target_ended(&ctx.store, self.job).map_err(store_refusal)?.is_some()
@@ -293,7 +289,7 @@ async fn announced(ctx: &Arc<Context>, from: &PeerId, request: Request) -> Resul
         return Err(Refusal::new(RefusalCode::MALFORMED, "a command without an id"));
     };
     let region = from.region.clone();
-    let id = super::outbox::unpack(id);
+    let id = MessageId { incarnation: id.incarnation, number: id.number };
     let own = ctx.region.clone();
     let kept = message.clone();
     ctx.store

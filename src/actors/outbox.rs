@@ -31,7 +31,6 @@ pub enum LinkMessage {
 }
 /// How often a peer is told what it need not remember any more.
 
-
 /// Delivers to one peer.
 pub struct Deliverer {
     ctx: Arc<Context>,
@@ -70,7 +69,7 @@ impl Deliverer {
     }
 
     async fn send(&self, id: MessageId, body: Vec<u8>) -> bool {
-        let Some(wire) = pack(id) else { return false };
+        let wire = envelope::MessageId { incarnation: id.incarnation, number: id.number };
         let request = Request::command(wire, Kind::ANNOUNCE, "region", body, limits::REQUEST_MS);
         let answered = match &self.link {
             Some(link) => link.request(request).await.map_err(|error| match error {

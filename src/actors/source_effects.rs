@@ -140,11 +140,9 @@ async fn host(effect: &Effect, call: HostCall, done: Event) {
             Err(error @ (HostError::NotFound { .. } | HostError::NoRoom { .. })) => {
                 Event::SourceLost { why: error.to_string() }
             }
-            Err(
-                error @ (HostError::Refused { .. }
-                | HostError::Fenced { .. }
-                | HostError::Unsupported { .. }),
-            ) => Event::SourceRefused { why: error.to_string() },
+            Err(error @ (HostError::Refused { .. } | HostError::Fenced { .. } | HostError::Unsupported { .. })) => {
+                Event::SourceRefused { why: error.to_string() }
+            }
             // Another life of this region's store is in charge: this one must not act at all.
             Err(error @ HostError::StaleIncarnation { .. }) => {
                 effect.ctx.fail(error.to_string());

@@ -10,8 +10,8 @@ use tokio::task::AbortHandle;
 use super::call::Reply;
 use super::context::Context;
 use super::mailbox::Handle;
-use super::serve::{Exit, HandlerError};
 use super::records::{Cleanup, CleanupKind, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TransferRecord};
+use super::serve::{Exit, HandlerError};
 use super::tables::{self, JobEntry, JournalEntry};
 use super::{source_effects, vms};
 use crate::decision::migration::Verdict;
@@ -171,11 +171,8 @@ impl SourceJob {
 
     /// Proposes `decision`, and journals what stands then, in one transaction: the first recorded wins.
     async fn decide(&mut self, decision: Decision) -> Result<(), HandlerError> {
-        let input = |decided| Input {
-            attempt: self.state.attempt,
-            step: Some(Step::Decide),
-            event: Event::Decided(decided),
-        };
+        let input =
+            |decided| Input { attempt: self.state.attempt, step: Some(Step::Decide), event: Event::Decided(decided) };
         let template = self.prepare_write(input(decision), self.state.clone());
         let after = self
             .ctx
@@ -371,8 +368,7 @@ impl Advance {
     fn write(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
         let job = self.after.job;
         tables::append(txn, job, &JobEntry::Source(self.entry.clone()))?;
-        let checkpoint =
-            SourceCheckpoint { state: self.after.clone(), entries: self.entries, transfer: self.transfer };
+        let checkpoint = SourceCheckpoint { state: self.after.clone(), entries: self.entries, transfer: self.transfer };
         tables::put_source_checkpoint(txn, job, &checkpoint)?;
         for write in source::writes(&self.before, &self.after) {
             match write {
@@ -399,15 +395,14 @@ impl Advance {
     fn vm_left(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
         let s = &self.after;
         let due = crate::types::WallMillis(self.entry.at.0.saturating_add(self.retention_ms));
-        let cleanup =
-            Cleanup {
-                kind: CleanupKind::Purge,
-                job: Some(s.job),
-                vm: s.vm,
-                cluster: s.from.cluster.clone(),
-                fence: s.next_fence,
-                due,
-            };
+        let cleanup = Cleanup {
+            kind: CleanupKind::Purge,
+            job: Some(s.job),
+            vm: s.vm,
+            cluster: s.from.cluster.clone(),
+            fence: s.next_fence,
+            due,
+        };
         tables::owe(txn, &cleanup)?;
         vms::leave(txn, &self.ctx.ledgers, s, s.to.region == self.ctx.region)
     }

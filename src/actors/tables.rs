@@ -11,7 +11,9 @@ use crate::decision::migration::target::Input as TargetInput;
 use crate::decision::ownership::VmDecisions;
 use crate::protocol::bodies::AnnounceMessage;
 use crate::store::{Store, StoreError, Stored, Table, Txn, from_bytes, to_bytes};
-use crate::types::{ClusterId, JobId, MigrationPlan, PlanId, RegionName, RequestId, Resources, VmId, VmRecord, WallMillis, limits};
+use crate::types::{
+    ClusterId, JobId, MigrationPlan, PlanId, RegionName, RequestId, Resources, VmId, VmRecord, WallMillis, limits,
+};
 
 /// An entry of a side's journal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,7 +174,11 @@ pub fn source_checkpoint(store: &Store, job: JobId) -> Result<Option<SourceCheck
 }
 
 /// Writes a source's checkpoint.
-pub fn put_source_checkpoint(txn: &mut Txn<'_, '_>, job: JobId, checkpoint: &SourceCheckpoint) -> Result<(), StoreError> {
+pub fn put_source_checkpoint(
+    txn: &mut Txn<'_, '_>,
+    job: JobId,
+    checkpoint: &SourceCheckpoint,
+) -> Result<(), StoreError> {
     let bytes = to_bytes(checkpoint)?;
     let upto = txn.last_event(job)?;
     txn.checkpoint(job, &bytes, upto)
@@ -283,10 +289,7 @@ crate::stored!(RequestAge, b"rage");
 /// Room promised to jobs, in all clusters.
 pub fn reservations(store: &Store) -> Result<Vec<(ClusterId, ReservationRecord)>, StoreError> {
     let rows: Vec<(String, ReservationRecord)> = store.scan(Table::Reservations, "")?;
-    Ok(rows
-        .into_iter()
-        .filter_map(|(key, record)| Some((key.split_once('/')?.0.parse().ok()?, record)))
-        .collect())
+    Ok(rows.into_iter().filter_map(|(key, record)| Some((key.split_once('/')?.0.parse().ok()?, record))).collect())
 }
 
 /// Writes a promise.
@@ -303,10 +306,14 @@ pub fn drop_reservation(txn: &mut Txn<'_, '_>, cluster: &ClusterId, job: JobId) 
     txn.delete(Table::Reservations, &format!("{cluster}/{job}"))
 }
 
-
 // -- audit -------------------------------------------------------------------
 
 /// Appends to the audit: ordered by time, then by request.
-pub fn put_audit<A: Stored>(txn: &mut Txn<'_, '_>, at: WallMillis, request: RequestId, record: &A) -> Result<(), StoreError> {
+pub fn put_audit<A: Stored>(
+    txn: &mut Txn<'_, '_>,
+    at: WallMillis,
+    request: RequestId,
+    record: &A,
+) -> Result<(), StoreError> {
     txn.put(Table::Audit, &format!("{:014}/{request}", at.0), record)
 }

@@ -10,8 +10,8 @@ use tokio::task::AbortHandle;
 use super::call::Reply;
 use super::context::Context;
 use super::mailbox::Handle;
-use super::serve::{Exit, HandlerError};
 use super::records::{TargetJobEnded, TargetJobRecord};
+use super::serve::{Exit, HandlerError};
 use super::tables::{self, JobEntry, JournalEntry};
 use super::{target_effects, vms};
 use crate::decision::migration::steps::{Moment, Side};
@@ -217,7 +217,9 @@ impl Advance {
                 Write::VmArrived => {
                     vms::arrive(txn, &self.ctx.ledgers, t, self.entry.at, t.from.region == self.ctx.region)?;
                     let moved = Moved { to: t.to.clone(), fence: t.offer.next_fence, attempt: t.attempt };
-                    for peer in self.peers.iter().filter(|peer| t.from.region != self.ctx.region && **peer != self.ctx.region) {
+                    for peer in
+                        self.peers.iter().filter(|peer| t.from.region != self.ctx.region && **peer != self.ctx.region)
+                    {
                         tables::tell(txn, peer, &AnnounceMessage::VmArrived { vm: t.vm, moved: moved.clone() })?;
                     }
                 }

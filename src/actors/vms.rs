@@ -14,7 +14,8 @@ use crate::decision::reservations::{Ledger, Reserve};
 use crate::drivers::TransferProgress;
 use crate::store::{Store, StoreError, Table, Txn};
 use crate::types::{
-    ClusterId, DesiredPower, JobId, MigrationStatus, Millis, Resources, Tick, VmId, VmRecord, VmSpec, WallMillis, limits,
+    ClusterId, DesiredPower, JobId, MigrationStatus, Millis, Resources, Tick, VmId, VmRecord, VmSpec, WallMillis,
+    limits,
 };
 
 /// Room of each local cluster.
@@ -180,9 +181,8 @@ pub fn reserve(
         Some(_) | None => {}
     }
     let resources = needs(spec);
-    let granted = ledgers.with(cluster, |ledger| {
-        ledger.reserve(job.job, job.vm, resources, now, limits::RESERVATION_MS).into_result()
-    });
+    let granted = ledgers
+        .with(cluster, |ledger| ledger.reserve(job.job, job.vm, resources, now, limits::RESERVATION_MS).into_result());
     match granted {
         None => Ok(Err(format!("this region has no cluster {cluster}"))),
         Some(Err(why)) => Ok(Err(why)),

@@ -25,9 +25,7 @@ use crate::drivers::embedded::program::Plan;
 use crate::drivers::embedded::snapshot::SnapshotFiles;
 use crate::drivers::embedded::witness::{self, Consoles};
 use crate::drivers::{HostCall, HostError, HostReply};
-use crate::types::{
-    ClusterId, FederationName, Millis, Place, RegionName, RegionNumber, Resources, VmId, VmSpec,
-};
+use crate::types::{ClusterId, FederationName, Millis, Place, RegionName, RegionNumber, Resources, VmId, VmSpec};
 
 /// How long a node may take to answer after its start.
 pub const READY_MS_MAX: Millis = Millis(20_000);
@@ -161,9 +159,9 @@ impl Federation {
         for (from, to) in pairs(&regions) {
             let seed = setup.seed ^ (u64::from(regions[&from].number.0) << 32 | u64::from(regions[&to].number.0));
             let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            let relay = Relay::start(nowhere, regions[&to].listen, seed).await.map_err(|source| {
-                HarnessError::Relay { from: from.clone(), to: to.clone(), source }
-            })?;
+            let relay = Relay::start(nowhere, regions[&to].listen, seed)
+                .await
+                .map_err(|source| HarnessError::Relay { from: from.clone(), to: to.clone(), source })?;
             // Whoever dials goes through the relay of his own direction, and hears the answers through it as well.
             let way = |a: &RegionName, b: &RegionName| setup.distances.get(&(a.clone(), b.clone())).copied();
             relay.set(Direction::Forward, way(&from, &to).unwrap_or_default());
@@ -255,7 +253,9 @@ impl Federation {
                 return Err(HarnessError::Plan(format!("the node of {name} ended ({status}): {}", last_line(&log))));
             }
             if clock.now().0 > READY_MS_MAX.0 {
-                return Err(HarnessError::Plan(format!("the node of {name} is not ready after {READY_MS_MAX}: {seen}")));
+                return Err(HarnessError::Plan(format!(
+                    "the node of {name} is not ready after {READY_MS_MAX}: {seen}"
+                )));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -366,7 +366,11 @@ impl Federation {
     pub fn places(&self) -> Vec<Place> {
         let of = |(region, r): (&RegionName, &Region)| {
             let region = region.clone();
-            r.plan.clusters.keys().map(move |c| Place { region: region.clone(), cluster: c.clone() }).collect::<Vec<_>>()
+            r.plan
+                .clusters
+                .keys()
+                .map(move |c| Place { region: region.clone(), cluster: c.clone() })
+                .collect::<Vec<_>>()
         };
         self.regions.iter().flat_map(of).collect()
     }

@@ -337,7 +337,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_in_vain_says_for_what_and_what_was_there() {
-        let late = wait_for::<()>("rain", Millis(200), async || { Err("sun".to_owned()) }).await;
+        let late = wait_for::<()>("rain", Millis(200), async || Err("sun".to_owned())).await;
         let text = late.expect_err("no rain").to_string();
         assert_eq!(text, "waited 200 ms for rain; last seen: sun");
     }

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::config::{ListenConfig, quantity};
-use crate::types::{ClusterId, DirtyPattern, FederationName, JobId, Millis, NamespaceName, Place, RegionName, VmName};
+use crate::types::{
+    ClusterId, DirtyPattern, FederationName, HostName, JobId, Millis, NamespaceName, Place, RegionName, VmName,
+};
 
 const EXAMPLES: &str = "\
 Where to begin:
@@ -70,10 +72,70 @@ fn bytes(text: &str) -> Result<u64, String> {
     quantity::bytes(text).map_err(|e| e.to_string())
 }
 
+/// A host.
+#[derive(Debug, ClapArgs)]
+pub struct HostArgs {
+    /// Its name, as it stands in consoles; --dir is the host's own directory
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<HostName>,
+    /// Take plans of failures over its socket, for tests
+    #[arg(long)]
+    pub allow_faults: bool,
+    #[command(subcommand)]
+    pub verb: Option<HostVerb>,
+}
+
+/// What to do with hosts.
+#[derive(Debug, Subcommand)]
+pub enum HostVerb {
+    /// Stop the hosts of a region (--dir is the region's), and with them its VMs
+    Stop {
+        /// Only this one
+        host: Option<HostName>,
+    },
+}
+
+/// The demo.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct DemoArgs {
+    /// Print one JSON document to standard output; the timeline stays on standard error
+    #[arg(long)]
+    pub json: bool,
+    /// Memory that the moving VM really uses, MiB
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(4..=4096))]
+    pub memory_mib: u64,
+    /// Disk of the moving VM, filled, MiB
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(4..=4096))]
+    pub disk_mib: u64,
+    /// Memory that it writes anew each second, MiB
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub dirty_mib_per_second: u64,
+    /// Leave logs, consoles and stores in place, and say where
+    #[arg(long)]
+    pub keep: bool,
+    /// Self-test of the judge: do what must never happen, so that the demo has to fail
+    #[arg(long, hide = true)]
+    pub plant: Option<PlantArg>,
+}
+
+/// A crime for the judge to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PlantArg {
+    /// A second copy of the moving VM, started at another host behind its owner's back.
+    DoubleRun,
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Make a new region in an empty directory
     Init(InitArgs),
+    /// Run the node of a region until it is told to stop (SIGTERM, Ctrl-C); its VMs go on
+    Node,
+    /// Run or stop a host: the process that owns the VMs of a machine. Nodes start theirs by themselves
+    #[command(args_conflicts_with_subcommands = true)]
+    Host(HostArgs),
+    /// Show it all on this machine: three regions, VMs that move while nodes are killed
+    Demo(DemoArgs),
     /// The federation as this region sees it
     Status,
     /// Clusters of all regions

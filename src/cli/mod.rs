@@ -4,6 +4,7 @@
 //! Not here: requests (`admin/client.rs`), documents (`admin/views.rs`).
 
 mod args;
+mod host;
 mod init;
 mod migration;
 mod observe;
@@ -12,14 +13,17 @@ mod store;
 mod vm;
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::admin::client::{Client, ClientError};
-use crate::types::{ApiError, ErrorCode};
+use crate::types::{ApiError, ErrorCode, HostName};
 use args::{Args, Command};
+pub use args::{DemoArgs, HostArgs, HostVerb, PlantArg};
 use output::Output;
+pub use output::complain;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -58,8 +62,18 @@ fn own(code: ErrorCode, message: impl Into<String>) -> CliError {
     CliError::Own(ApiError::new(code, message))
 }
 
+/// What the command line starts but does not contain; supplied by `main`, which alone names them all.
+pub struct Runners {
+    /// Runs the node of the region in a directory.
+    pub node: fn(&Path) -> ExitCode,
+    /// Runs a host in a directory, under a name, with faults allowed or not.
+    pub host: fn(PathBuf, HostName, bool) -> ExitCode,
+    /// Runs the demo.
+    pub demo: fn(DemoArgs) -> ExitCode,
+}
+
 /// Runs the command line `args`, the program's name included, to its exit code.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn run(args: impl IntoIterator<Item = OsString>, runners: &Runners) -> ExitCode {
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(e) => {
@@ -68,6 +82,18 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
+    match args.command {
+        Command::Node => return (runners.node)(&args.global.dir),
+        Command::Demo(demo) => return (runners.demo)(demo),
+        Command::Host(HostArgs { name, allow_faults, verb: None }) => {
+            let Some(name) = name else {
+                output::complain("novafed host needs --name and --dir", "nodes start their hosts by themselves");
+                return ExitCode::from(2);
+            };
+            return (runners.host)(args.global.dir, name, allow_faults);
+        }
+        _ => {}
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -95,6 +121,11 @@ async fn command(args: Args) -> Result<u8, CliError> {
     let mut out = Output::new(args.global.json());
     match args.command {
         Command::Init(init) => init::init(&args.global.dir, init, &mut out)?,
+        Command::Host(HostArgs { verb: Some(HostVerb::Stop { host }), .. }) => {
+            host::stop(&args.global.dir, host.as_ref(), &mut out).await?;
+        }
+        // Taken by `run`.
+        Command::Node | Command::Demo(_) | Command::Host(HostArgs { verb: None, .. }) => {}
         Command::Status => observe::status(&client, &mut out).await?,
         Command::Cluster { verb } => observe::cluster(&client, &mut out, verb).await?,
         Command::Inventory { verb } => observe::inventory(&client, &mut out, verb).await?,

@@ -73,7 +73,7 @@ impl Output {
 }
 
 /// Says on stderr what went wrong and what to do.
-pub(super) fn complain(message: &str, hint: &str) {
+pub fn complain(message: &str, hint: &str) {
     let mut err = io::stderr().lock();
     // A closed stderr leaves nobody to tell.
     let _ = writeln!(err, "error: {message}");

@@ -161,8 +161,11 @@ fn links(
     let trust = Arc::new(TrustStore::new(federation.clone()));
     for peer in &config.peers {
         let path = dir.join(&peer.ca);
-        let pem = std::fs::read_to_string(&path)
-            .map_err(|source| NodeError::File { doing: "reading the CA of a peer", path, source })?;
+        let pem = std::fs::read_to_string(&path).map_err(|source| NodeError::File {
+            doing: "reading the CA of a peer",
+            path,
+            source,
+        })?;
         trust.set(peer.region.clone(), &pem)?;
     }
     let quic = QuicConfig {
@@ -212,8 +215,7 @@ async fn start_clusters(
         let spec = ChildSpec::actor(format!("cluster-{id}"), &handle, move |_| {
             let keeper = keeper.clone();
             let look_after = Arc::new(move || keeper.look_after());
-            let cluster =
-                Cluster::new(ctx.clone(), me.clone(), id.clone(), host.clone(), driver.clone(), look_after);
+            let cluster = Cluster::new(ctx.clone(), me.clone(), id.clone(), host.clone(), driver.clone(), look_after);
             std::future::ready(Ok(cluster))
         });
         supervisor.add_child(spec).await.map_err(|error| NodeError::Actors(error.to_string()))?;

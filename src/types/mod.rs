@@ -9,8 +9,8 @@ pub mod guest;
 pub mod ids;
 pub mod limits;
 pub mod migration;
-pub mod switch;
 pub mod suggest;
+pub mod switch;
 pub mod units;
 pub mod vm;
 

@@ -36,7 +36,8 @@ impl Demo<'_> {
         let Some(spec) = self.acknowledged.get(&self.traveller) else { return Ok(()) };
         let judged = self.fed.judge(&self.at, self.traveller, spec).await?;
         if let Ok(verdict) = &judged {
-            let text = format!("judge: {} pages and {} blocks are as the program made them", verdict.pages, verdict.blocks);
+            let text =
+                format!("judge: {} pages and {} blocks are as the program made them", verdict.pages, verdict.blocks);
             self.stage.say(self.at.region.as_str(), &text);
         }
         self.ledger.check("memory-and-disk-match-the-program", judged.map(|_| ()));

@@ -23,31 +23,25 @@ use super::federation::HarnessError;
 use super::invariants::Ledger;
 use super::process::{Run, processes_of};
 
-/// Options of the demo.
-#[derive(Debug, Clone, clap::Args)]
+/// Options of the demo; `novafed demo --help` has their defaults.
+#[derive(Debug, Clone)]
 pub struct DemoOptions {
-    /// Print one JSON document to standard output; the timeline stays on standard error
-    #[arg(long)]
+    /// Print one JSON document to standard output; the timeline stays on standard error.
     pub json: bool,
-    /// Memory that the moving VM really uses, MiB
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(4..=4096))]
+    /// Memory that the moving VM really uses, MiB.
     pub memory_mib: u64,
-    /// Disk of the moving VM, filled, MiB
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(4..=4096))]
+    /// Disk of the moving VM, filled, MiB.
     pub disk_mib: u64,
-    /// Memory that it writes anew each second, MiB
-    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    /// Memory that it writes anew each second, MiB.
     pub dirty_mib_per_second: u64,
-    /// Leave logs, consoles and stores in place, and say where
-    #[arg(long)]
+    /// Leave logs, consoles and stores in place, and say where.
     pub keep: bool,
-    /// Self-test of the judge: do what must never happen, so that the demo has to fail
-    #[arg(long, hide = true)]
+    /// Self-test of the judge: do what must never happen, so that the demo has to fail.
     pub plant: Option<Plant>,
 }
 
 /// A crime for the judge to find.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Plant {
     /// A second copy of the moving VM, started at another host behind its owner's back.
     DoubleRun,
@@ -60,8 +54,19 @@ impl DemoOptions {
     }
 }
 
+/// Runs the demo in a runtime of its own.
+pub fn run(options: DemoOptions) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(demo(options)),
+        Err(error) => {
+            Stage::open().head(&format!("starting the runtime: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Runs the demo to its end, or to Ctrl-C, and removes all that it made. Success if everything held.
-pub async fn demo(options: DemoOptions) -> ExitCode {
+async fn demo(options: DemoOptions) -> ExitCode {
     let mut stage = Stage::open();
     let mut run = match Run::create().await {
         Ok(run) => run,
@@ -83,7 +88,8 @@ pub async fn demo(options: DemoOptions) -> ExitCode {
     let closed = run.close().await;
     match told {
         Ok((moves, mut ledger)) => {
-            ledger.check("nothing-left-behind", nothing_left(&dir, options.keep).and(closed.map_err(|e| e.to_string())));
+            ledger
+                .check("nothing-left-behind", nothing_left(&dir, options.keep).and(closed.map_err(|e| e.to_string())));
             let invariants = ledger.into_invariants();
             let report = Report::of(scenario::region_names(), moves, scenario::MOVES, invariants, stage.seconds());
             print(&report, options.json);
@@ -102,11 +108,7 @@ pub async fn demo(options: DemoOptions) -> ExitCode {
     }
 }
 
-async fn story(
-    options: DemoOptions,
-    dir: &Path,
-    stage: &mut Stage,
-) -> Result<(Vec<MoveReport>, Ledger), HarnessError> {
+async fn story(options: DemoOptions, dir: &Path, stage: &mut Stage) -> Result<(Vec<MoveReport>, Ledger), HarnessError> {
     let plant = options.plant;
     let mut demo = Demo::open(options, dir, stage).await?;
     let moves = demo.play().await?;

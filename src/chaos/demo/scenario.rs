@@ -93,7 +93,11 @@ fn setup(world: &World) -> Result<Setup, HarnessError> {
     }
     let regions = places()
         .into_iter()
-        .map(|place| RegionPlan { name: place.region, clusters: BTreeMap::from([(place.cluster, CAPACITY)]), extra: String::new() })
+        .map(|place| RegionPlan {
+            name: place.region,
+            clusters: BTreeMap::from([(place.cluster, CAPACITY)]),
+            extra: String::new(),
+        })
         .collect();
     Ok(Setup { federation: "demo".parse().expect("a literal that matches the grammar"), regions, distances, seed: 7 })
 }
@@ -296,8 +300,13 @@ impl<'a> Demo<'a> {
         let vm = self.traveller;
         let spec = self.acknowledged[&vm].clone();
         let fence = self.fence_of_traveller()?.after_move(true);
-        for (number, call) in [HostCall::Create { vm, spec, fence }, HostCall::Start { vm, fence }].into_iter().enumerate() {
-            let operation = OperationId::of_request(RequestId { region: vm.region, incarnation: 0, number: 0 }, &number.to_string());
+        for (number, call) in
+            [HostCall::Create { vm, spec, fence }, HostCall::Start { vm, fence }].into_iter().enumerate()
+        {
+            let operation = OperationId::of_request(
+                RequestId { region: vm.region, incarnation: 0, number: 0 },
+                &number.to_string(),
+            );
             let what = format!("{call:?}");
             let done = driver.call(operation, call, READY_MS_MAX).await;
             done.map_err(|source| HarnessError::Host { place: elsewhere.clone(), call: what, source })?;

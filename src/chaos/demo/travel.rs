@@ -102,7 +102,8 @@ impl Demo<'_> {
         });
         let plan: MigrationPlan = self.fed.post(&self.at.region, "/v2/migration-plans", &body).await?;
         if !plan.executable {
-            let failed: Vec<&str> = plan.checks.iter().filter(|c| c.status == CheckStatus::Failed).map(|c| c.message.as_str()).collect();
+            let failed: Vec<&str> =
+                plan.checks.iter().filter(|c| c.status == CheckStatus::Failed).map(|c| c.message.as_str()).collect();
             return Err(HarnessError::Plan(format!("the move to {to} can't start: {}", failed.join("; "))));
         }
         let checks = plan.checks.len();
@@ -170,14 +171,13 @@ impl Demo<'_> {
     }
 
     async fn its_vms_go_on(&mut self, place: &Place, before: u64) -> Result<(), HarnessError> {
-        let went_on = wait_for("VMs to tick while their node is dead", SETTLED_MS_MAX, async || {
-            match self.ticks_on(place) {
+        let went_on =
+            wait_for("VMs to tick while their node is dead", SETTLED_MS_MAX, async || match self.ticks_on(place) {
                 Ok(now) if now > before => Ok(()),
                 Ok(now) => Err(format!("{now} ticks, as before")),
                 Err(error) => Err(error.to_string()),
-            }
-        })
-        .await;
+            })
+            .await;
         self.ledger.check("vms-outlive-their-node", went_on.map_err(|e| e.to_string()));
         Ok(())
     }

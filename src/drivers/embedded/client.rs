@@ -193,11 +193,7 @@ async fn say_hello(stream: &mut UnixStream, purpose: Purpose) -> Result<Result<w
 }
 
 /// Asks the host that serves `directory` something that changes nothing, past the node that runs the cluster.
-pub async fn observe(
-    directory: &std::path::Path,
-    cluster: &ClusterId,
-    call: HostCall,
-) -> Result<HostReply, HostError> {
+pub async fn observe(directory: &std::path::Path, cluster: &ClusterId, call: HostCall) -> Result<HostReply, HostError> {
     let purpose = Purpose::Observe { cluster: cluster.clone(), call };
     let exchange = async {
         let mut stream = dial(directory).await?;

@@ -420,14 +420,7 @@ async fn serve_session(server: &Arc<Server>, session: Session, stream: UnixStrea
 }
 
 /// Entry of `novafed host --dir <directory> --name <name> [--allow-faults]`: runs a host on a runtime of its own.
-pub fn main(arguments: impl Iterator<Item = String>) -> std::process::ExitCode {
-    let options = match parse(arguments) {
-        Ok(options) => options,
-        Err(why) => {
-            complain(&why);
-            return std::process::ExitCode::from(2);
-        }
-    };
+pub fn main(options: HostOptions) -> std::process::ExitCode {
     // A write to a disk may block a worker for a moment; the others tick on.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     let result = runtime
@@ -451,21 +444,4 @@ pub fn main(arguments: impl Iterator<Item = String>) -> std::process::ExitCode {
 fn complain(why: &str) {
     // Where it goes is not there any more if this fails.
     let _ = writeln!(io::stderr(), "novafed host: {why}");
-}
-
-fn parse(mut arguments: impl Iterator<Item = String>) -> Result<HostOptions, String> {
-    let (mut directory, mut name, mut allow_faults) = (None, None, false);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--dir" => directory = arguments.next().map(PathBuf::from),
-            "--name" => name = arguments.next(),
-            "--allow-faults" => allow_faults = true,
-            other => return Err(format!("unknown argument '{other}'; use --dir, --name, --allow-faults")),
-        }
-    }
-    Ok(HostOptions {
-        directory: directory.ok_or("--dir <directory> is missing")?,
-        name: name.ok_or("--name <name> is missing")?.parse().map_err(|e| format!("{e}"))?,
-        allow_faults,
-    })
 }

@@ -184,12 +184,14 @@ impl RegionApi {
                 self.ctx.events.note(self.ctx.clock.wall(), "migration.steered", id, text);
                 self.migration_now(id).await
             }
-            Ok(Err(why)) => Err(ApiError::new(ErrorCode::Conflict, format!("{id} can't be told to {}: {why}", steer.word()))
-                .details(serde_json::json!({ "state": before.state, "phase": before.phase }))
-                .hint(match before.commands.as_slice() {
-                    [] => "nothing needs to be decided about it now".to_owned(),
-                    commands => format!("what it takes now: {}", commands.join(", ")),
-                })),
+            Ok(Err(why)) => {
+                Err(ApiError::new(ErrorCode::Conflict, format!("{id} can't be told to {}: {why}", steer.word()))
+                    .details(serde_json::json!({ "state": before.state, "phase": before.phase }))
+                    .hint(match before.commands.as_slice() {
+                        [] => "nothing needs to be decided about it now".to_owned(),
+                        commands => format!("what it takes now: {}", commands.join(", ")),
+                    }))
+            }
             Err(error) => Err(ApiError::new(ErrorCode::OutcomeUnknown, format!("{id} did not answer: {error}"))
                 .hint(format!("look at it: novafed migration show {id}"))),
         }
@@ -246,7 +248,9 @@ fn check_plan(plan: &MigrationPlan, now: WallMillis) -> Result<(), ApiError> {
 fn over(id: JobId, steer: Steer, status: &MigrationStatus) -> ApiError {
     let text = format!("{id} is over ({:?}): it can't be told to {}", status.state, steer.word());
     let hint = match status.state {
-        JobState::Completed => format!("to go back, move it again: novafed migration start {} --to {}", status.vm, status.source),
+        JobState::Completed => {
+            format!("to go back, move it again: novafed migration start {} --to {}", status.vm, status.source)
+        }
         _ => format!("to try again: novafed migration start {} --to {}", status.vm, status.target),
     };
     ApiError::new(ErrorCode::Conflict, text).hint(hint)

@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use crate::actors::context::Context;
 use crate::actors::Supervisor;
+use crate::actors::context::Context;
 use crate::actors::tables;
 use crate::admin::*;
 use crate::protocol::bodies::{ApiMessage, ApiReply};
@@ -167,7 +167,8 @@ impl RegionApi {
 }
 
 fn postcard_bytes<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, ApiError> {
-    postcard::to_stdvec(value).map_err(|error| ApiError::new(ErrorCode::Internal, format!("encoding a request: {error}")))
+    postcard::to_stdvec(value)
+        .map_err(|error| ApiError::new(ErrorCode::Internal, format!("encoding a request: {error}")))
 }
 
 fn from_postcard<'a, T: serde::Deserialize<'a>>(bytes: &'a [u8], from: &RegionName) -> Result<T, ApiError> {

@@ -2,8 +2,8 @@
 //! can be read and not started; what could not be looked at is shown as skipped.
 
 use super::{Refused, RegionApi, api_error, not_found, remember, replayed};
-use crate::actors::cluster::ClusterMessage;
 use crate::actors::Class;
+use crate::actors::cluster::ClusterMessage;
 use crate::actors::{outbox, tables, vms};
 use crate::admin::*;
 use crate::decision::migration::assess::{self, DriverFacts, Facts, LinkFacts};

@@ -19,11 +19,7 @@ impl RegionApi {
         views
     }
 
-    pub(super) async fn cluster_now(
-        &self,
-        id: ClusterId,
-        region: Option<RegionName>,
-    ) -> Result<ClusterView, ApiError> {
+    pub(super) async fn cluster_now(&self, id: ClusterId, region: Option<RegionName>) -> Result<ClusterView, ApiError> {
         let mut found: Vec<ClusterView> = self.all_clusters().await;
         found.retain(|view| view.id == id && region.as_ref().is_none_or(|region| *region == view.region));
         match found.len() {

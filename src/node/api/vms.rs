@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use super::{Refused, RegionApi, api_error, check_version, not_found, remember, replayed};
+use crate::actors::Class;
 use crate::actors::cluster::{ClusterMessage, SeenVm};
 use crate::actors::context::Context;
-use crate::actors::Class;
 use crate::actors::records::{Cleanup, CleanupKind};
 use crate::actors::{outbox, tables, vms};
 use crate::admin::*;
@@ -31,8 +31,8 @@ pub fn shown(decision: placement::Decision, vm: Option<VmId>) -> PlacementDecisi
 }
 
 fn shown_alternative(other: placement::Alternative) -> ClusterScore {
-    let rejected_by =
-        (!other.rejected_by.is_empty()).then(|| other.rejected_by.iter().map(placement::rejection).collect::<Vec<_>>().join("; "));
+    let rejected_by = (!other.rejected_by.is_empty())
+        .then(|| other.rejected_by.iter().map(placement::rejection).collect::<Vec<_>>().join("; "));
     ClusterScore { cluster: other.cluster, score: other.score, reasons: other.reasons, rejected_by }
 }
 
@@ -53,7 +53,10 @@ impl RegionApi {
                 let details = serde_json::json!({ "rejected": rejected });
                 Err(ApiError::new(
                     ErrorCode::Unschedulable,
-                    format!("VM {} fits into no cluster of {}: {}", request.spec.name, self.ctx.region, verdict.reasoning),
+                    format!(
+                        "VM {} fits into no cluster of {}: {}",
+                        request.spec.name, self.ctx.region, verdict.reasoning
+                    ),
                 )
                 .details(details)
                 .hint("make room, ask for less, or name another region with placement.region"))
@@ -61,7 +64,11 @@ impl RegionApi {
         }
     }
 
-    pub(super) async fn create_vm_now(&self, context: RequestContext, request: CreateVm) -> Result<CreatedVm, ApiError> {
+    pub(super) async fn create_vm_now(
+        &self,
+        context: RequestContext,
+        request: CreateVm,
+    ) -> Result<CreatedVm, ApiError> {
         check_spec(&request.spec)?;
         if let Some(vm) = self.created_before(&context)? {
             return self.created(vm, &request).await;
@@ -109,7 +116,12 @@ impl RegionApi {
             })
             .await
             .map_err(api_error)?;
-        self.ctx.events.note(self.ctx.clock.wall(), "vm.created", made, format!("{} in {}", request.spec.name, decision.target));
+        self.ctx.events.note(
+            self.ctx.clock.wall(),
+            "vm.created",
+            made,
+            format!("{} in {}", request.spec.name, decision.target),
+        );
         self.ctx.changed(&decision.target.cluster);
         let view = self.wait_for(made, &context, |power| power == ObservedPower::Running).await?;
         Ok(CreatedVm { vm: Some(view), placement: shown(decision, Some(made)) })
@@ -332,7 +344,8 @@ fn short_of(cluster: &ClusterId, short: Resources) -> ApiError {
 /// What can't be a VM anywhere.
 fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
     let bad = |field: &str, rule: &str| {
-        Err(ApiError::new(ErrorCode::InvalidArgument, format!("{field}: {rule}")).details(serde_json::json!({ "field": field })))
+        Err(ApiError::new(ErrorCode::InvalidArgument, format!("{field}: {rule}"))
+            .details(serde_json::json!({ "field": field })))
     };
     let program = &spec.program;
     if spec.cpu == 0 {
