@@ -78,7 +78,7 @@ fn help_reads_well_to_somebody_new_and_every_command_has_some() {
         assert!(help.out.contains(part), "{part} is missing:\n{}", help.out);
     }
     assert!(help.out.lines().all(|line| line.chars().count() <= 120), "a line is too long:\n{}", help.out);
-    for noun in ["cluster", "inventory", "vm", "placement", "migration", "link", "operation", "event", "store"] {
+    for noun in ["host", "cluster", "inventory", "vm", "placement", "migration", "link", "operation", "event", "store"] {
         let help = novafed(nowhere.path(), &[noun, "--help"]);
         assert_eq!(help.code, 0, "{noun}");
         let verbs =
@@ -276,6 +276,16 @@ fn init_makes_a_region_whose_keys_are_private_and_overwrites_nothing() {
     let again = novafed(&directory, &init);
     assert!(again.code == 3 && again.err.contains("nothing was changed"), "{}", again.err);
     assert_eq!(std::fs::read(directory.join("store.key")).unwrap(), before);
+}
+
+#[test]
+fn hosts_that_do_not_run_are_said_not_to() {
+    let parent = tempfile::tempdir().unwrap();
+    let listed = novafed(parent.path(), &["host", "list"]);
+    assert!(listed.code == 0 && listed.out.contains("No host runs"), "{}{}", listed.out, listed.err);
+    let stopped = novafed(parent.path(), &["host", "stop", "eu-a"]);
+    assert!(stopped.code == 4 && stopped.err.contains("novafed host list"), "{}", stopped.err);
+    assert_eq!(novafed(parent.path(), &["host"]).code, 2, "a host needs a name, and is not started by mistake");
 }
 
 #[test]

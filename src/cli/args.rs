@@ -13,7 +13,9 @@ use crate::types::{
 
 const EXAMPLES: &str = "\
 Where to begin:
+  novafed demo                                        watch three regions on this machine
   novafed init --region eu --federation demo          make a region in ./novafed
+  novafed node                                        run it
   novafed status                                      how this region sees the federation
   novafed vm create web --memory 256MiB --disk 1GiB   place, create and start a VM
   novafed vm list                                     what runs where, and how old that knowledge is
@@ -88,6 +90,8 @@ pub struct HostArgs {
 /// What to do with hosts.
 #[derive(Debug, Subcommand)]
 pub enum HostVerb {
+    /// List the hosts of a region that run
+    List,
     /// Stop the hosts of a region (--dir is the region's), and with them its VMs
     Stop {
         /// Only this one
