@@ -109,7 +109,8 @@ async fn pump(app: &App, what: Follow, mut after: u64, mut events: Vec<EventView
         }
         // Seen before it is fetched again: a change in between is then found by that fetch or by the next wait.
         changes.borrow_and_update();
-        let ended = events.is_empty() && what.ended(app).await;
+        // Asked before the fetch: a job that has ended writes nothing more, so what is fetched then is the rest.
+        let ended = what.ended(app).await;
         events = match what.fetch(app, after, FETCH_MAX).await {
             Ok(more) => more,
             Err(_) => return,

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::config::{ListenConfig, quantity};
 use crate::types::{
@@ -13,7 +13,9 @@ use crate::types::{
 
 const EXAMPLES: &str = "\
 Where to begin:
+  novafed demo                                        watch three regions on this machine
   novafed init --region eu --federation demo          make a region in ./novafed
+  novafed node                                        run it
   novafed status                                      how this region sees the federation
   novafed vm create web --memory 256MiB --disk 1GiB   place, create and start a VM
   novafed vm list                                     what runs where, and how old that knowledge is
@@ -35,11 +37,12 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Common options")]
 pub(super) struct Global {
     /// Directory of the region [default: $NOVAFED_DIR, or ./novafed]
     #[arg(long, global = true, default_value_os_t = default_dir(), hide_default_value = true, value_name = "DIR")]
     pub dir: PathBuf,
-    /// How answers are printed: for people, or the API's document for programs
+    /// For people, or the API's document for programs
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     output: Format,
     /// How long to wait for an answer
@@ -87,6 +90,8 @@ pub struct HostArgs {
 /// What to do with hosts.
 #[derive(Debug, Subcommand)]
 pub enum HostVerb {
+    /// List the hosts of a region that run
+    List,
     /// Stop the hosts of a region (--dir is the region's), and with them its VMs
     Stop {
         /// Only this one
@@ -309,11 +314,11 @@ pub(super) enum PlacementVerb {
 
 #[derive(Debug, ClapArgs)]
 pub(super) struct CreateArgs {
-    #[command(flatten)]
-    pub spec: SpecArgs,
     /// Say where it would go, but create nothing
     #[arg(long)]
     pub dry_run: bool,
+    #[command(flatten)]
+    pub spec: SpecArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -371,7 +376,7 @@ pub(super) struct ProgramArgs {
     /// Rate of its memory writes, per second
     #[arg(long, value_parser = bytes, default_value = "0B", value_name = "SIZE")]
     pub dirty_rate: u64,
-    /// Where they go
+    /// Where they go; hot: nine of ten to a tenth of the pages
     #[arg(long, value_enum, default_value_t = Pattern::Sequential)]
     pub pattern: Pattern,
     /// Disk that it fills at first boot
@@ -384,11 +389,8 @@ pub(super) struct ProgramArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Pattern {
-    /// Page after page, round and round
     Sequential,
-    /// Pages drawn evenly
     Random,
-    /// Nine of ten writes go to a tenth of the pages
     Hot,
 }
 
@@ -428,24 +430,25 @@ pub(super) enum MigrationVerb {
         to: MoveArgs,
     },
     /// Start a move: of a VM (--to), or what was planned (--plan)
+    #[command(group = ArgGroup::new("what").required(true).args(["vm", "plan"]))]
     Start {
         /// The VM's id or name
-        #[arg(required_unless_present = "plan", requires = "to")]
+        #[arg(requires = "to")]
         vm: Option<String>,
         /// Where it goes, region/cluster
-        #[arg(long, value_name = "REGION/CLUSTER", requires = "vm")]
+        #[arg(long, value_name = "REGION/CLUSTER", conflicts_with = "plan")]
         to: Option<Place>,
         /// Start this plan
-        #[arg(long, conflicts_with_all = ["vm", "to"], value_name = "PLAN")]
+        #[arg(long, value_name = "PLAN")]
         plan: Option<crate::types::PlanId>,
         /// How long the VM may stand still [default: the region's]
-        #[arg(long, value_parser = millis, value_name = "TIME", requires = "vm")]
+        #[arg(long, value_parser = millis, value_name = "TIME", conflicts_with = "plan")]
         max_downtime: Option<Millis>,
         /// When its source resumes it by itself, if nothing was decided [default: the region's]
-        #[arg(long, value_parser = millis, value_name = "TIME", requires = "vm")]
+        #[arg(long, value_parser = millis, value_name = "TIME", conflicts_with = "plan")]
         switch_deadline: Option<Millis>,
         /// Cap on the transfer, per second [default: the region's]
-        #[arg(long, value_parser = bytes, value_name = "SIZE", requires = "vm")]
+        #[arg(long, value_parser = bytes, value_name = "SIZE", conflicts_with = "plan")]
         bandwidth: Option<u64>,
         /// Follow it to its end
         #[arg(long)]

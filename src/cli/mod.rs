@@ -121,9 +121,7 @@ async fn command(args: Args) -> Result<u8, CliError> {
     let mut out = Output::new(args.global.json());
     match args.command {
         Command::Init(init) => init::init(&args.global.dir, init, &mut out)?,
-        Command::Host(HostArgs { verb: Some(HostVerb::Stop { host }), .. }) => {
-            host::stop(&args.global.dir, host.as_ref(), &mut out).await?;
-        }
+        Command::Host(HostArgs { verb: Some(verb), .. }) => host::host(&args.global.dir, &mut out, verb).await?,
         // Taken by `run`.
         Command::Node | Command::Demo(_) | Command::Host(HostArgs { verb: None, .. }) => {}
         Command::Status => observe::status(&client, &mut out).await?,

@@ -57,7 +57,8 @@ impl Output {
         for row in rows {
             table.add_row(row);
         }
-        let lines: Vec<_> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+        let plain = |line: String| line.strip_prefix(' ').unwrap_or(&line).trim_end().to_owned();
+        let lines: Vec<_> = table.lines().map(plain).collect();
         self.line(&lines.join("\n"))
     }
 
