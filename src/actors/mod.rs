@@ -9,6 +9,7 @@ mod child;
 mod ledger;
 mod mailbox;
 mod serve;
+mod supervise;
 mod supervisor;
 mod tree;
 
@@ -17,7 +18,7 @@ pub use child::ChildSpec;
 pub use ledger::{CrashLedger, LedgerError, LedgerFuture, MemoryLedger};
 pub use mailbox::{Admission, Class, Counts, Handle, Load, SendError, current_trace, with_trace};
 pub use serve::{Ctx, Exit, HandlerError, Serve, Start, Timer};
-pub use supervisor::{Ended, Supervisor, SupervisorError, SupervisorSpec};
+pub use supervisor::{Ended, Root, Supervisor, SupervisorError, SupervisorSpec};
 pub use tree::{Tree, TreeState};
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::{Just, ProptestConfig, any, prop_oneof, proptest};
 
 use super::*;
+use crate::types::limits::{RESTART_WINDOW_MS, RESTARTS_MAX};
 
 const RESTARTS: u32 = 2;
 const CRASHES: u32 = 4;
