@@ -198,6 +198,8 @@ impl Supervision {
 
     fn view_of(&self, child: &Child, now: Tick) -> ChildView {
         let state = match &child.phase {
+            // It is started by the next life of its supervisor, if there is one.
+            Phase::Down { .. } if self.mode != Mode::Up => ChildState::Stopped,
             Phase::Down { cause: Cause::Asked, .. } | Phase::Starting => ChildState::Starting,
             Phase::Down { due, cause: Cause::Failed } => ChildState::Restarting { at: *due },
             Phase::Down { due, cause: Cause::Dependency } => ChildState::Waiting { at: *due },

@@ -275,6 +275,6 @@ pub enum ChildState {
     Stopping { since: Tick },
     /// It waits for a person.
     Parked { reason: ParkReason, since: Tick },
-    /// It was stopped on request.
+    /// It was stopped on request, or with its supervisor.
     Stopped,
 }
