@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use novafed::actors::{
-    Admission, ChildSpec, Class, Ctx, Handle, HandlerError, MemoryLedger, Reply, Serve, Start, Supervisor,
-    SupervisorSpec,
+    Admission, ChildSpec, Class, Ctx, Handle, HandlerError, MemoryLedger, Reply, Root, Serve, Start, SupervisorSpec,
 };
 use novafed::clock::{Clock, machine_nanos};
 use novafed::decision::supervision::Strategy;
@@ -88,10 +87,10 @@ impl Serve for Sum {
     }
 }
 
-async fn our_actor() -> (Supervisor, Handle<Ours>) {
+async fn our_actor() -> (Root, Handle<Ours>) {
     let clock = Clock::start();
     let spec = SupervisorSpec::new("root", Strategy::OneForOne);
-    let root = Supervisor::root(spec, clock, 1, Arc::new(MemoryLedger::default())).await.expect("it starts");
+    let root = Root::start(spec, clock, 1, Arc::new(MemoryLedger::default())).await.expect("it starts");
     let handle = Handle::new(clock, Admission::default());
     let child = ChildSpec::actor("sum", &handle, |_: Start| std::future::ready(Ok(Sum(0))));
     root.add_child(child).await.expect("it starts");

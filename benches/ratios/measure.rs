@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 const ROUNDS: usize = 5;
 /// Void rounds that are repeated before a measurement is given up.
 const REPEATS_MAX: usize = 5;
-/// Two baseline values of one measurement that differ by more make a round void.
+/// Two rounds of one measurement whose baselines differ by more: the later one is void.
 const BASELINE_SPREAD_MAX: f64 = 1.5;
 /// How long one block runs, nanoseconds. A round has two or more of each side.
 pub const BLOCK_NANOS: u64 = 200_000_000;
@@ -113,7 +113,7 @@ impl Bench {
         while rounds.len() < ROUNDS && repeats <= REPEATS_MAX {
             let round = Round::run(&mut ours, &mut bare);
             let mut baselines: Vec<f64> = rounds.iter().map(|round| round.bare).collect();
-            baselines.extend(&round.bare_blocks);
+            baselines.push(round.bare);
             if spread_of(&baselines) > BASELINE_SPREAD_MAX {
                 repeats += 1;
                 // A first round at an odd moment must not make all others void.
@@ -213,7 +213,6 @@ impl Bench {
 struct Round {
     ours: f64,
     bare: f64,
-    bare_blocks: Vec<f64>,
 }
 
 impl Round {
@@ -225,7 +224,7 @@ impl Round {
             b.push(bare());
             a.push(ours());
         }
-        Round { ours: median(a), bare: median(b.clone()), bare_blocks: b }
+        Round { ours: median(a), bare: median(b) }
     }
 }
 

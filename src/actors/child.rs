@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 
 use super::mailbox::{Gauge, Handle};
 use super::serve::{Birth, HandlerError, Life, Run, Serve, Shell, Start, classify};
-use super::supervisor::{Order, Supervisor};
+use super::supervise::Order;
+use super::supervisor::Supervisor;
 use crate::decision::supervision::{ChildId, ChildIncarnation, ChildPolicy, ExitClass, Restart, Shutdown};
 use crate::types::Millis;
 use crate::types::limits::START_MS_MAX;

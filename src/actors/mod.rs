@@ -22,6 +22,7 @@ pub mod records;
 mod serve;
 mod source_effects;
 pub mod source_job;
+mod supervise;
 mod supervisor;
 pub mod tables;
 mod target_client;
@@ -35,7 +36,7 @@ pub use child::ChildSpec;
 pub use ledger::{CrashLedger, LedgerError, LedgerFuture, MemoryLedger};
 pub use mailbox::{Admission, Class, Counts, Handle, Load, SendError, current_trace, with_trace};
 pub use serve::{Ctx, Exit, HandlerError, Serve, Start, Timer};
-pub use supervisor::{Ended, Supervisor, SupervisorError, SupervisorSpec};
+pub use supervisor::{Ended, Root, Supervisor, SupervisorError, SupervisorSpec};
 pub use tree::{Tree, TreeState};
 
 #[cfg(test)]

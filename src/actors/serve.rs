@@ -14,7 +14,7 @@ use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tracing::Instrument;
 
 use super::mailbox::{Class, Envelope, Gauge, Handle, Opened, SendError, with_trace};
-use super::supervisor::Order;
+use super::supervise::Order;
 use crate::clock::Clock;
 use crate::decision::supervision::{ChildId, ChildIncarnation, ExitClass};
 use crate::types::{Millis, Tick};
@@ -250,6 +250,10 @@ pub(super) struct Birth<S: Serve> {
     pub life: Life,
 }
 
+fn span_of(actor: &ChildId, trace: u128) -> tracing::Span {
+    tracing::info_span!("handle", %actor, trace = format_args!("{trace:032x}"))
+}
+
 /// The ractor actor around a [`Serve`].
 pub(super) struct Shell<S>(PhantomData<fn() -> S>);
 
@@ -294,7 +298,7 @@ impl<S: Serve> ractor::Actor for Shell<S> {
             let handled = if envelope.trace == 0 {
                 server.handle(envelope.message, ctx).await
             } else {
-                let span = tracing::info_span!("handle", actor = %ctx.start.id, trace = %format_args!("{:032x}", envelope.trace));
+                let span = span_of(&ctx.start.id, envelope.trace);
                 with_trace(envelope.trace, server.handle(envelope.message, ctx)).instrument(span).await
             };
             if let Err(HandlerError(error)) = handled {

@@ -7,7 +7,7 @@ mod supervisor;
 use std::sync::{Arc, Mutex};
 
 use super::{
-    Class, CrashLedger, Ctx, Exit, Handle, HandlerError, MemoryLedger, Reply, Serve, Start, Supervisor, SupervisorSpec,
+    Class, CrashLedger, Ctx, Exit, Handle, HandlerError, MemoryLedger, Reply, Root, Serve, Start, SupervisorSpec,
 };
 use crate::clock::Clock;
 use crate::decision::supervision::{ChildState, Strategy};
@@ -98,7 +98,7 @@ impl Drop for Puppet {
 
 /// A root, and what its children do.
 struct Stage {
-    root: Supervisor,
+    root: Root,
     clock: Clock,
     log: Log,
 }
@@ -110,7 +110,7 @@ impl Stage {
 
     async fn with_ledger(strategy: Strategy, ledger: Arc<dyn CrashLedger>) -> Stage {
         let clock = Clock::start();
-        let root = Supervisor::root(SupervisorSpec::new("root", strategy), clock, 7, ledger).await.expect("it starts");
+        let root = Root::start(SupervisorSpec::new("root", strategy), clock, 7, ledger).await.expect("it starts");
         Stage { root, clock, log: Log::default() }
     }
 

@@ -65,7 +65,7 @@ async fn storm(seed: u64, strategy: Strategy) {
         ..Budget::default()
     };
     let spec = SupervisorSpec::new("root", Strategy::OneForOne);
-    let root = Supervisor::root(spec, clock, seed, Arc::new(MemoryLedger::default())).await.expect("it starts");
+    let root = Root::start(spec, clock, seed, Arc::new(MemoryLedger::default())).await.expect("it starts");
     let spec = SupervisorSpec::new("storm", strategy).budget(budget);
     let middle = root.add_supervisor(spec, Restart::Permanent).await.expect("it is added");
     let log = Log::default();

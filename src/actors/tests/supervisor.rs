@@ -21,6 +21,7 @@ async fn a_crash_is_a_restart_after_a_pause_and_the_handle_finds_the_new_life() 
         handle.cast(Class::Control, tell()).expect("it is taken");
         stage.until("a", |state| matches!(state, ChildState::Restarting { .. })).await;
         assert!(!handle.is_live());
+        assert_eq!(handle.cast(Class::Control, Tell::Note("lost")), Err(crate::actors::SendError::Gone));
         assert_eq!(incarnation(&handle).await, Err(crate::actors::CallError::Gone));
         stage.until_running("a").await;
         assert!(stage.clock.now().since(before) >= Millis(50), "no pause");
@@ -135,6 +136,38 @@ async fn a_job_that_crashes_again_and_again_is_parked_even_over_a_restart_of_the
     assert_eq!(ledger.load("job").await.expect("it is in memory"), 0);
 }
 
+/// A ledger on a slow disk.
+struct SlowLedger(MemoryLedger);
+
+impl CrashLedger for SlowLedger {
+    fn load<'a>(&'a self, child: &'a str) -> crate::actors::LedgerFuture<'a, u32> {
+        self.0.load(child)
+    }
+    fn record<'a>(&'a self, child: &'a str, count: u32) -> crate::actors::LedgerFuture<'a, ()> {
+        Box::pin(async move {
+            tokio::time::sleep(Millis(20_000).duration()).await;
+            self.0.record(child, count).await
+        })
+    }
+    fn clear<'a>(&'a self, child: &'a str) -> crate::actors::LedgerFuture<'a, ()> {
+        self.0.clear(child)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_is_on_record_before_the_next_life_begins() {
+    let ledger = Arc::new(SlowLedger(MemoryLedger::default()));
+    let stage = Stage::with_ledger(Strategy::OneForOne, ledger.clone()).await;
+    let (spec, handle) = stage.puppet("job");
+    stage.root.add_child(spec.job()).await.expect("it is added");
+    handle.cast(Class::Control, Tell::Panic).expect("it is taken");
+    tokio::time::sleep(SOON.duration()).await;
+    assert_eq!(stage.log.count("start"), 1);
+    stage.until_running("job").await;
+    assert_eq!(ledger.load("job").await.expect("it is in memory"), 1);
+    assert_eq!(stage.log.count("start"), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn progress_forgives_crashes_and_poison_is_parked_at_once() {
     let ledger = Arc::new(MemoryLedger::default());
@@ -207,7 +240,7 @@ async fn a_start_that_hangs_is_given_up_and_a_stop_cuts_it() {
     let stage = Stage::new(Strategy::OneForOne).await;
     let handle: Handle<Tell> = Handle::new(stage.clock, Default::default());
     let make = |_: Start| std::future::pending::<Result<Puppet, HandlerError>>();
-    let spec = ChildSpec::actor("hangs", &handle, make).start_within(SOON);
+    let spec = ChildSpec::actor("hangs", &handle, make).start_within(SOON.times(10));
     let state = stage.root.add_child(spec).await.expect("it is added");
     assert!(matches!(state, ChildState::Restarting { .. }), "{state:?}");
     stage.until("hangs", |state| *state == ChildState::Starting).await;
