@@ -113,5 +113,5 @@ async fn datagrams_arrive() {
     link.datagram(Kind::HEARTBEAT, "alive".into()).unwrap();
     until("the datagram", || us.answers.datagrams.lock().unwrap().len() == 1).await;
     assert_eq!(us.answers.datagrams.lock().unwrap()[0], (peer("eu", 1), "alive".into()));
-    assert!(link.datagram(Kind::HEARTBEAT, vec![0; 5000].into()).is_err());
+    assert!(link.datagram(Kind::HEARTBEAT, vec![0; 20_000].into()).is_err());
 }

@@ -117,7 +117,7 @@ async fn a_dialler_believes_only_the_region_that_it_dialled() {
     until("the wrong name is noticed there", || us.refused("wrong-name-dialled") > 0).await;
     let request = Request::query(Kind::API, "x", "secret", DEADLINE);
     assert!(matches!(eu.link("ap").request(request).await, Err(LinkError::NotSent { .. })));
-    assert!(eu.link("ap").state().last_error.is_some());
+    until("the dialler knows why", || eu.link("ap").state().last_error.is_some()).await;
     still_serves(&eu, "us").await;
     eu.dials("ap", &ap.address());
     still_serves(&eu, "ap").await;
