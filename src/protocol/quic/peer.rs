@@ -219,7 +219,7 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, class: 
                 biased;
                 _ = slot.changed() => {}
                 _ = leaf.changed() => {}
-                _ = address.changed() => {}
+                _ = address.changed() => backoff.last = Millis(0),
             }
             // One that held for a while is lost for a new reason.
             if let Some(conn) = current
@@ -233,17 +233,20 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, class: 
         if pause.0 > 0 {
             tokio::select! {
                 biased;
-                // Somebody else connected, or a better address is known: look again.
-                _ = slot.changed() => {}
-                _ = address.changed() => {}
+                // The peer connected, or another address is known: look again.
+                _ = slot.changed() => continue,
+                _ = address.changed() => continue,
                 () = tokio::time::sleep(pause.duration()) => {}
             }
         }
         pause = backoff.next(&shared);
-        if slot.has_changed().unwrap_or(false) || address.has_changed().unwrap_or(false) {
-            continue;
-        }
-        match shared.dial(&peer, class, &target).await {
+        let dialled = tokio::select! {
+            biased;
+            // What is dialled here is not where the peer is.
+            _ = address.changed() => continue,
+            dialled = shared.dial(&peer, class, &target) => dialled,
+        };
+        match dialled {
             Ok(conn) => shared.establish(&peer, conn),
             Err(error) => {
                 if let Some(reason) = error.reason() {
