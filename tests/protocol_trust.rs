@@ -143,6 +143,12 @@ async fn the_sender_in_a_hello_or_frame_is_not_believed_against_the_certificate(
     let connection = stranger::dial(&stranger, config(), &us.address(), "us.acme").await.unwrap();
     assert!(stranger::say_hello(&connection, &peer("ap", 1), (1, 1)).await.is_none());
     until("the lie is counted", || us.refused("identity") == 1).await;
+    // A copy of this very region is not a peer of it, whatever its incarnation.
+    us.trusts("us", &us.ca);
+    let twin = stranger::config(Some(us.identity.certified()), CONTROL);
+    let connection = stranger::dial(&stranger, twin, &us.address(), "us.acme").await.unwrap();
+    assert!(stranger::say_hello(&connection, &peer("us", 9), (1, 1)).await.is_none());
+    until("the twin is counted", || us.refused("identity") == 2).await;
     let connection = stranger::dial(&stranger, config(), &us.address(), "us.acme").await.unwrap();
     assert!(stranger::say_hello(&connection, &peer("eu", 1), (1, 1)).await.is_some());
     let request = Request::query(Kind::API, "x", "from another", DEADLINE);
