@@ -80,6 +80,8 @@ async fn a_cut_link_is_noticed_within_its_idle_time_and_comes_back_after_it() {
     let noticed = clock.now().0;
     assert!(noticed < LINK_IDLE_MS_MAX.0 + 2_500, "noticed after {noticed} ms");
     assert!(matches!(eu.request(ask("x")).await, Err(LinkError::NotSent { .. })));
+    let silent = eu.state().last_heard.expect("it was heard before");
+    assert!(silent.0 + 1_500 > noticed, "last heard {silent} ago, cut for {noticed} ms");
     pair.cut(false);
     let (eu, _) = pair.settled().await;
     assert_eq!(eu.request(ask("again")).await.unwrap(), "again");

@@ -21,15 +21,19 @@ const DEADLINE: Millis = Millis(5_000);
 
 /// The stream by itself: what a transfer can be at best.
 pub fn register(bench: &mut Bench) {
-    let [stream, tcp] = ["G14 bulk stream 192 MiB", "G14 bulk stream, bare TLS-TCP"];
-    if ![stream, tcp].iter().any(|name| bench.wants(name)) {
+    let [stream, tcp, relayed] =
+        ["G14 bulk stream 192 MiB", "G14 bulk stream, bare TLS-TCP", "G14 bulk stream, through our relay"];
+    if ![stream, tcp, relayed].iter().any(|name| bench.wants(name)) {
         return;
     }
     let runtime = runtime();
-    let pair = runtime.block_on(Pair::connect());
+    let pair = runtime.block_on(Pair::connect(false));
     let bare = runtime.block_on(Bare::connect(quinn::TransportConfig::default()));
     bench.compare(stream, "MiB/s", Goal::RatioAtLeast(0.90), || ours(&runtime, &pair), || theirs(&runtime, &bare));
     bench.compare(tcp, "MiB/s", Goal::None, || ours(&runtime, &pair), tls_tcp);
+    let through = runtime.block_on(Pair::connect(true));
+    bench.compare(relayed, "MiB/s", Goal::None, || ours(&runtime, &through), || ours(&runtime, &pair));
+    runtime.block_on(through.close());
     runtime.block_on(pair.close());
 }
 

@@ -3,9 +3,11 @@
 //! Owns also the two pairs of ends that G14 uses.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use novafed::chaos::relay::Relay;
 use novafed::clock::{Clock, machine_nanos};
 use novafed::protocol::quic::{QuicConfig, QuicNode};
 use novafed::protocol::trust::{Identity, RegionCa, TrustStore};
@@ -34,7 +36,7 @@ pub fn register(bench: &mut Bench) {
         return;
     }
     let runtime = runtime();
-    let pair = runtime.block_on(Pair::connect());
+    let pair = runtime.block_on(Pair::connect(false));
     let bare = runtime.block_on(Bare::connect(quinn::TransportConfig::default()));
     let (ours, theirs) = (ask(&pair.link), ask_bare(&bare.connection));
     for (name, share, bound) in [(p50, 0.5, 1.30), (p99, 0.99, 1.50)] {
@@ -138,16 +140,21 @@ impl Inbound for Echo {
     }
 }
 
+fn any() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
 /// Two regions with a link between them.
 pub struct Pair {
     ends: [QuicNode; 2],
+    _relay: Option<Relay>,
     /// From the first to the second.
     pub link: Arc<dyn Link>,
 }
 
 impl Pair {
-    /// Starts both and waits for the link.
-    pub async fn connect() -> Pair {
+    /// Starts both and waits for the link, which passes through a relay that spoils nothing if asked.
+    pub async fn connect(relayed: bool) -> Pair {
         let clock = Clock::start();
         let federation: FederationName = "bench".parse().expect("a name");
         let regions: [RegionName; 2] = ["eu", "us"].map(|name| name.parse().expect("a name"));
@@ -157,19 +164,25 @@ impl Pair {
             trust.set(regions[1 - at].clone(), cas[1 - at].certificate_pem()).expect("a certificate");
             let leaf = cas[at].issue_leaf(clock.wall(), Millis(3_600_000)).expect("a leaf");
             let us = PeerId { region: regions[at].clone(), incarnation: Incarnation { counter: 1, nonce: 1 } };
-            let listen = "127.0.0.1:0".parse().expect("an address");
-            let config = QuicConfig { us, listen, peers: BTreeMap::new(), version_floor: 0, seed: 1 };
+            let config = QuicConfig { us, listen: any(), peers: BTreeMap::new(), version_floor: 0, seed: 1 };
             let identity = Arc::new(Identity::new(leaf));
             QuicNode::start(config, identity, Arc::new(trust), Arc::new(clock), Arc::new(Echo)).expect("a socket")
         };
         let ends = [start(0), start(1)];
-        let address = ends[1].local_addr().expect("an address").to_string();
-        ends[0].set_address(&regions[1], Some(address));
+        let mut address = ends[1].local_addr().expect("an address");
+        let relay = if relayed {
+            let relay = Relay::start(any(), address, 1).await.expect("a socket");
+            address = relay.address();
+            Some(relay)
+        } else {
+            None
+        };
+        ends[0].set_address(&regions[1], Some(address.to_string()));
         let link = ends[0].link(&regions[1]);
         while !(link.state().connected && link.state().bulk_connected) {
             tokio::time::sleep(Millis(5).duration()).await;
         }
-        Pair { ends, link }
+        Pair { ends, link, _relay: relay }
     }
 
     /// Stops both.
@@ -197,9 +210,8 @@ impl Bare {
         server.transport_config(Arc::clone(&transport));
         let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(client).expect("TLS 1.3")));
         config.transport_config(transport);
-        let any = "127.0.0.1:0".parse().expect("an address");
-        let dialled = quinn::Endpoint::server(server, any).expect("a socket");
-        let dialler = quinn::Endpoint::client(any).expect("a socket");
+        let dialled = quinn::Endpoint::server(server, any()).expect("a socket");
+        let dialler = quinn::Endpoint::client(any()).expect("a socket");
         let accepting = dialled.clone();
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {

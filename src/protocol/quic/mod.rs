@@ -144,7 +144,7 @@ impl QuicNode {
         server.validation_token_config(no_tokens());
         let error = |source| QuicError::Listen { listen: config.listen, source };
         let socket = transport::socket(config.listen).map_err(error)?;
-        let endpoint = Endpoint::new(transport::endpoint(), Some(server), socket, Arc::new(TokioRuntime));
+        let endpoint = Endpoint::new(quinn::EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime));
         let endpoint = endpoint.map_err(error)?;
         let peers = config
             .peers

@@ -16,7 +16,7 @@ use crate::protocol::link::{BoxFuture, BulkStream, Link, LinkError, LinkState, R
 use crate::protocol::messages::Kind;
 use crate::protocol::refusals::Refusals;
 use crate::types::limits::{REDIAL_MS_MAX, REDIAL_MS_MIN};
-use crate::types::{Incarnation, Millis, RegionName};
+use crate::types::{Incarnation, Millis, RegionName, Tick};
 
 /// Connections of one peer and class that may be finishing what they carry; a peer that opens more loses the oldest.
 const DRAINING_MAX: usize = 4;
@@ -62,6 +62,8 @@ pub(super) struct Peer {
     last_error: Mutex<Option<String>>,
     sent: AtomicU64,
     received: AtomicU64,
+    /// The tick after the one at which anything was heard last; 0 = never.
+    heard: AtomicU64,
     /// Bytes per second; 0 = not known.
     bandwidth: AtomicU64,
 }
@@ -80,6 +82,7 @@ impl Peer {
             last_error: Mutex::default(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
             bandwidth: AtomicU64::new(0),
         }
     }
@@ -163,7 +166,9 @@ impl Peer {
 
     /// Adds what `conn` carried since the last time.
     pub fn account(&self, shared: &Shared, conn: &Conn) {
-        let delta = conn.account(shared.clock.now());
+        let now = shared.clock.now();
+        let delta = conn.account(now);
+        self.heard.fetch_max(now.0.saturating_sub(conn.silence(now).0) + 1, Ordering::Relaxed);
         self.sent.fetch_add(delta.sent, Ordering::Relaxed);
         self.received.fetch_add(delta.received, Ordering::Relaxed);
         let labels = [("peer", self.region.to_string()), ("class", conn.class.name().to_owned())];
@@ -219,7 +224,7 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, class: 
                 biased;
                 _ = slot.changed() => {}
                 _ = leaf.changed() => {}
-                _ = address.changed() => {}
+                _ = address.changed() => backoff.last = Millis(0),
             }
             // One that held for a while is lost for a new reason.
             if let Some(conn) = current
@@ -233,17 +238,20 @@ pub(super) async fn keep_connected(shared: Arc<Shared>, peer: Arc<Peer>, class: 
         if pause.0 > 0 {
             tokio::select! {
                 biased;
-                // Somebody else connected, or a better address is known: look again.
-                _ = slot.changed() => {}
-                _ = address.changed() => {}
+                // The peer connected, or another address is known: look again.
+                _ = slot.changed() => continue,
+                _ = address.changed() => continue,
                 () = tokio::time::sleep(pause.duration()) => {}
             }
         }
         pause = backoff.next(&shared);
-        if slot.has_changed().unwrap_or(false) || address.has_changed().unwrap_or(false) {
-            continue;
-        }
-        match shared.dial(&peer, class, &target).await {
+        let dialled = tokio::select! {
+            biased;
+            // What is dialled here is not where the peer is.
+            _ = address.changed() => continue,
+            dialled = shared.dial(&peer, class, &target) => dialled,
+        };
+        match dialled {
             Ok(conn) => shared.establish(&peer, conn),
             Err(error) => {
                 if let Some(reason) = error.reason() {
@@ -283,14 +291,14 @@ impl Link for QuicLink {
         for conn in [&control, &bulk].into_iter().flatten() {
             self.peer.account(&self.shared, conn);
         }
-        let silences = [&control, &bulk].into_iter().flatten().map(|conn| conn.silence(now));
+        let heard = self.peer.heard.load(Ordering::Relaxed).checked_sub(1);
         let known = |slot: &Mutex<Option<Incarnation>>| *slot.lock().unwrap_or_else(PoisonError::into_inner);
         LinkState {
             connected: control.is_some(),
             bulk_connected: bulk.is_some(),
             incarnation: known(&self.peer.incarnation),
             rtt_us: control.as_ref().map(|conn| u64::try_from(conn.quinn.rtt().as_micros()).unwrap_or(u64::MAX)),
-            last_heard: silences.min(),
+            last_heard: heard.map(|heard| now.since(Tick(heard))),
             bytes_sent: self.peer.sent.load(Ordering::Relaxed),
             bytes_received: self.peer.received.load(Ordering::Relaxed),
             bandwidth_bytes_s: Some(self.peer.bandwidth.load(Ordering::Relaxed)).filter(|rate| *rate > 0),
