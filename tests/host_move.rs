@@ -1,5 +1,7 @@
 //! Moves between two hosts: everything arrives, whatever is cut, and nothing is sent twice.
 
+#![allow(clippy::print_stderr, reason = "figures that a person reads")]
+
 mod host_support;
 
 use host_support::*;

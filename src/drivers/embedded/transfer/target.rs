@@ -155,16 +155,23 @@ impl Inner {
 
     fn check(&self, connection: &CancellationToken) -> Result<(), TransferError> {
         if connection.is_cancelled() {
-            Err(TransferError::Closed("another connection or attempt took over"))
-        } else if self.sealed {
-            Err(TransferError::Closed("the receipt is sealed"))
-        } else {
-            Ok(())
+            return Err(TransferError::Closed("another connection or attempt took over"));
         }
+        Ok(())
     }
 
-    fn begin(&mut self, lineage: u64, total_bytes: u64) -> Result<(), DiskError> {
-        self.end = None;
+    /// A source that comes back to a sealed receipt may hear that everything is there, and change nothing.
+    fn check_unsealed(&self) -> Result<(), TransferError> {
+        if self.sealed { Err(TransferError::Closed("the receipt is sealed")) } else { Ok(()) }
+    }
+
+    fn begin(&mut self, lineage: u64, total_bytes: u64) -> Result<(), TransferError> {
+        if self.lineage != Some(lineage) {
+            self.check_unsealed()?;
+        }
+        if !self.sealed {
+            self.end = None;
+        }
         self.total_bytes = total_bytes;
         if self.lineage != Some(lineage) {
             self.memory = Memory::new();
@@ -181,6 +188,7 @@ impl Inner {
     }
 
     fn store(&mut self, blocks: &BlocksView<'_>) -> Result<(), TransferError> {
+        self.check_unsealed()?;
         let count = blocks.versions.len() as u64;
         let limit = match blocks.part {
             Part::Memory => self.plan.pages,
@@ -219,8 +227,8 @@ where
     let connection = CancellationToken::new();
     let (greeting, haves) = {
         let mut inner = receipt.lock();
-        if inner.key != key || inner.sealed {
-            return Err(TransferError::Closed("the attempt is over or sealed"));
+        if inner.key != key || inner.disk.is_none() {
+            return Err(TransferError::Closed("the attempt is over"));
         }
         inner.connection.cancel();
         inner.connection = connection.clone();
@@ -332,6 +340,9 @@ impl Inner {
                 Ok(None)
             }
             Control::End { registers, digest } => {
+                if self.sealed && self.end != Some((registers, digest)) {
+                    return Err(TransferError::Closed("the receipt is sealed, and otherwise"));
+                }
                 let ours = digest_of(&self.memory_items, &self.disk_items);
                 if ours != digest || Some(registers.lineage) != self.lineage {
                     // Whatever differs is not known; the next connection sends everything.
