@@ -118,6 +118,48 @@ async fn a_held_source_sends_everything_again_to_a_target_that_lost_its_memory()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_source_that_comes_back_to_a_sealed_target_hears_that_everything_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (local(&dir.path().join("a"), "a").await, local(&dir.path().join("b"), "b").await);
+    let (vm, key, spec) = (vm(1), key(vm(1), 1), spec(busy()));
+    start(&a, vm, &spec).await;
+    copied(&a, &b, key, &spec).await;
+    let (stored, sealed) = (progress(&b, key).await.acknowledged_bytes, seal(&b, key).await);
+    // Both nodes died and open the channel again, not knowing how far it was.
+    call(&a, HostCall::Send { key, bytes_per_second_max: None }).await;
+    let wire = connect(&a, &b, key).await;
+    eventually("it says so", async || {
+        let now = progress(&a, key).await;
+        now.connected && now.drained
+    })
+    .await;
+    wire.abort();
+    assert_eq!((progress(&b, key).await.acknowledged_bytes, seal(&b, key).await), (stored, sealed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_channel_of_a_stale_incarnation_is_closed_when_a_later_one_speaks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (local(&dir.path().join("a"), "a").await, local(&dir.path().join("b"), "b").await);
+    let (vm, key, spec) = (vm(1), key(vm(1), 1), spec(busy()));
+    start(&a, vm, &spec).await;
+    call(&b, HostCall::PrepareReceive { key, spec: spec.clone(), fence: fence(2) }).await;
+    call(&a, HostCall::Send { key, bytes_per_second_max: None }).await;
+    let wire = connect(&a, &b, key).await;
+    eventually("it is connected", async || progress(&a, key).await.connected).await;
+    let region = "eu".parse().unwrap();
+    let cluster = "a-cluster".parse().unwrap();
+    let later = LocalDriver::attach(a.host().clone(), &region, incarnation(2), cluster, capacity()).await.unwrap();
+    let stale = try_call(&a, HostCall::Inventory).await;
+    assert!(matches!(stale, Err(HostError::StaleIncarnation { .. })), "{stale:?}");
+    eventually("it is closed", async || !progress(&later, key).await.connected).await;
+    wire.abort();
+    let wire = connect(&later, &b, key).await;
+    eventually("the later one goes on", async || progress(&later, key).await.rounds > 0).await;
+    wire.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn an_open_receipt_dies_with_its_host_and_begins_anew() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (local(&dir.path().join("a"), "a").await, local(&dir.path().join("b"), "b").await);

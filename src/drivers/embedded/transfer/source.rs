@@ -82,12 +82,12 @@ impl Offer {
         if let Some(earlier) = earlier {
             let mut old = earlier.lock();
             old.stopped = true;
-            old.connection.cancel();
+            old.disconnect();
             inner.memory = std::mem::take(&mut old.memory);
             inner.disk = std::mem::take(&mut old.disk);
             inner.lineage = old.lineage;
             if earlier.key.job == key.job {
-                inner.progress = TransferProgress { drained: false, connected: false, ..old.progress };
+                inner.progress = TransferProgress { drained: false, ..old.progress };
             }
         }
         Arc::new(Offer { key, cell, clock, inner: Mutex::new(inner), changed: Notify::new(), heard: Notify::new() })
@@ -113,8 +113,8 @@ impl Offer {
     pub fn stop(&self) {
         let mut inner = self.lock();
         inner.stopped = true;
-        inner.connection.cancel();
         inner.progress.drained = false;
+        inner.disconnect();
     }
 
     /// The guest was paused or resumed.
@@ -165,19 +165,30 @@ where
         if inner.stopped {
             return Err(TransferError::Closed("the attempt does not send any more"));
         }
-        inner.connection.cancel();
+        inner.disconnect();
         inner.connection = connection.clone();
     }
-    let result = connection
-        .run_until_cancelled(send(&Sending { offer: &offer, connection: &connection }, stream))
-        .await
-        .unwrap_or(Err(TransferError::Closed("another connection took over, or the attempt ended")));
-    let mut inner = offer.lock();
-    if !connection.is_cancelled() || inner.stopped {
-        inner.progress.connected = false;
+    let sending = Sending { offer: &offer, connection: &connection };
+    let result = connection.run_until_cancelled(send(&sending, stream)).await;
+    result.unwrap_or(Err(TransferError::Closed("another connection took over, or the attempt ended")))
+}
+
+/// However a connection ends, dropped in the middle too, it does not count as one any more.
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.offer.lock();
+        // A connection that was taken over may not speak for its successor.
+        if !self.connection.is_cancelled() {
+            inner.disconnect();
+        }
     }
-    drop(inner);
-    result
+}
+
+impl Inner {
+    fn disconnect(&mut self) {
+        self.connection.cancel();
+        self.progress.connected = false;
+    }
 }
 
 async fn send<S: AsyncRead + AsyncWrite + Unpin>(sending: &Sending<'_>, stream: S) -> Result<(), TransferError> {
