@@ -139,7 +139,8 @@ impl EmbeddedDriver {
     }
 
     async fn open_now(&self, key: SwitchKey, channel: Channel, end: End) -> Result<UnixStream, HostError> {
-        // The session introduces the cluster; a channel may be the first thing that a node opens.
+        // The session introduces the cluster to the host; a channel may be the first thing that a node opens.
+        self.link().await.map_err(unreachable)?;
         let purpose = Purpose::Channel {
             region: self.options.region.clone(),
             incarnation: self.options.incarnation,
@@ -148,10 +149,12 @@ impl EmbeddedDriver {
             channel,
             end,
         };
-        self.greet(purpose).await.map_err(|error| {
-            error.unwrap_or(HostError::Failed { why: "the host can't be reached; nothing was opened".into() })
-        })
+        self.greet(purpose).await.map_err(unreachable)
     }
+}
+
+fn unreachable(error: Option<HostError>) -> HostError {
+    error.unwrap_or(HostError::Failed { why: "the host can't be reached; nothing was opened".into() })
 }
 
 struct Forget<'a> {

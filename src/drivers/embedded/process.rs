@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
@@ -391,7 +392,11 @@ async fn serve_session(server: &Arc<Server>, session: Session, stream: UnixStrea
     let (answers, mut outgoing) = mpsc::channel::<Response>(CALLS_MAX);
     let write = async {
         while let Some(response) = outgoing.recv().await {
-            wire::write(&mut writer, &response).await?;
+            let frame = wire::frame(&response).or_else(|error| {
+                let why = format!("the answer can't be sent: {error}");
+                wire::frame(&Response { serial: response.serial, result: Err(HostError::Failed { why }) })
+            })?;
+            writer.write_all(&frame).await?;
         }
         Ok::<(), ServeError>(())
     };
@@ -421,6 +426,9 @@ async fn serve_session(server: &Arc<Server>, session: Session, stream: UnixStrea
 
 /// Entry of `novafed host --dir <directory> --name <name> [--allow-faults]`: runs a host on a runtime of its own.
 pub fn main(options: HostOptions) -> std::process::ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_env_filter(filter).init();
     // A write to a disk may block a worker for a moment; the others tick on.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     let result = runtime
