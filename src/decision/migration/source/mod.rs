@@ -395,15 +395,13 @@ pub fn commands(s: &Source) -> Vec<Command> {
         Phase::Sealing => vec![C::FinishCopy, C::Patience(s.rules.deadline)],
         Phase::Holding => vec![C::Hold, patience],
         Phase::Deciding { proposal, .. } => vec![C::Decide(*proposal)],
-        Phase::Switching { retired, cold, .. } => {
-            let mut list = vec![C::AskTarget(TargetRequest::Start { cold: *cold })];
-            if !*retired {
-                list.push(C::Retire);
-            }
-            list
+        Phase::Switching { retired: false, cold, .. } => {
+            vec![C::AskTarget(TargetRequest::Start { cold: *cold }), C::Retire]
         }
+        Phase::Switching { retired: true, cold, .. } => vec![C::AskTarget(TargetRequest::Start { cold: *cold })],
         // Destroying the copy on a dead host is an owed clean-up and does not keep the job open.
-        Phase::Verifying { .. } => vec![C::AskTarget(TargetRequest::Verify)],
+        Phase::Verifying { retired: false } => vec![C::AskTarget(TargetRequest::Verify), C::Retire],
+        Phase::Verifying { retired: true } => vec![C::AskTarget(TargetRequest::Verify)],
         Phase::Resuming => vec![C::CancelPause, patience],
         Phase::Reviving => vec![C::ReleaseHold, patience],
         Phase::Ended(_) => vec![],
