@@ -78,7 +78,8 @@ fn help_reads_well_to_somebody_new_and_every_command_has_some() {
         assert!(help.out.contains(part), "{part} is missing:\n{}", help.out);
     }
     assert!(help.out.lines().all(|line| line.chars().count() <= 120), "a line is too long:\n{}", help.out);
-    for noun in ["host", "cluster", "inventory", "vm", "placement", "migration", "link", "operation", "event", "store"] {
+    for noun in ["host", "cluster", "inventory", "vm", "placement", "migration", "link", "operation", "event", "store"]
+    {
         let help = novafed(nowhere.path(), &[noun, "--help"]);
         assert_eq!(help.code, 0, "{noun}");
         let verbs =

@@ -168,7 +168,11 @@ impl Bench {
         wait_for("the job to end", END_MS_MAX, async || {
             let status: MigrationStatus =
                 self.fed.get(&self.eu, &format!("/v2/migrations/{job}")).await.map_err(|e| e.to_string())?;
-            if status.state.is_end() { Ok(status) } else { Err(format!("{:?} at {}: {:?}", status.state, status.phase, status.reason)) }
+            if status.state.is_end() {
+                Ok(status)
+            } else {
+                Err(format!("{:?} at {}: {:?}", status.state, status.phase, status.reason))
+            }
         })
         .await
         .unwrap()
@@ -178,7 +182,11 @@ impl Bench {
     async fn judge(&self, outcome: &Outcome, at: &Place) -> Vec<String> {
         let mut wrong = Vec::new();
         let report = self.fed.witness().unwrap();
-        let about = report.violations.iter().map(ToString::to_string).filter(|v| v.contains(&format!("{}:", outcome.vm)) || v.contains(&format!("{} ran", outcome.vm)));
+        let about = report
+            .violations
+            .iter()
+            .map(ToString::to_string)
+            .filter(|v| v.contains(&format!("{}:", outcome.vm)) || v.contains(&format!("{} ran", outcome.vm)));
         wrong.extend(about);
         match self.fed.judge(at, outcome.vm, &outcome.spec).await {
             Ok(Ok(_)) => {}

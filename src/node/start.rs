@@ -16,7 +16,7 @@ use crate::actors::inbound::{ApiServer, Receiver};
 use crate::actors::kill::KillSwitch;
 use crate::actors::outbox::{Deliverer, LinkMessage};
 use crate::actors::vms::Ledgers;
-use crate::actors::{Admission, ChildSpec, Handle, Supervisor, SupervisorSpec, jobs};
+use crate::actors::{Admission, ChildSpec, Handle, Root, Supervisor, SupervisorSpec, jobs};
 use crate::admin::telemetry::Metrics;
 use crate::admin::{Api, Forwarded, ForwardedReply, Server};
 use crate::clock::Clock;
@@ -37,7 +37,7 @@ pub struct Running {
     /// What its actors share.
     pub ctx: Arc<Context>,
     /// Its root supervisor.
-    pub root: Supervisor,
+    pub root: Root,
     /// Its links.
     pub quic: QuicNode,
 }
@@ -67,7 +67,7 @@ pub async fn start(
         ctx.add_link(quic.link(&peer.region));
     }
     let crashes = Arc::new(StoredCrashes::new(ctx.store.clone(), clock));
-    let root = Supervisor::root(SupervisorSpec::new("root", Strategy::OneForOne), clock, seed, crashes)
+    let root = Root::start(SupervisorSpec::new("root", Strategy::OneForOne), clock, seed, crashes)
         .await
         .map_err(|error| NodeError::Actors(error.to_string()))?;
     let actors = |error: crate::actors::SupervisorError| NodeError::Actors(error.to_string());
