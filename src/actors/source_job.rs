@@ -238,6 +238,9 @@ impl SourceJob {
         }
         self.state = next;
         self.ctx.kill.pass(self.state.phase.step(), Side::Source, Moment::AfterWrite);
+        if matches!(self.state.phase, Phase::Ended(_)) {
+            self.ctx.changed(&self.state.from.cluster);
+        }
     }
 
     fn stop_tasks(&mut self) {

@@ -158,7 +158,8 @@ impl TargetJob {
         self.state = after;
         self.entries += 1;
         self.ctx.kill.pass(will, Side::Target, Moment::AfterWrite);
-        if owns_now {
+        if owns_now || matches!(self.state.phase, Phase::Running { .. } | Phase::Discarded) {
+            // What the cluster saw last is older than this.
             self.ctx.changed(&self.state.to.cluster);
         }
         self.perform();

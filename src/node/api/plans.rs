@@ -2,8 +2,6 @@
 //! can be read and not started; what could not be looked at is shown as skipped.
 
 use super::{Refused, RegionApi, api_error, not_found, remember, replayed};
-use crate::actors::Class;
-use crate::actors::cluster::ClusterMessage;
 use crate::actors::{outbox, tables, vms};
 use crate::admin::*;
 use crate::decision::migration::assess::{self, DriverFacts, Facts, LinkFacts};
@@ -78,14 +76,6 @@ impl RegionApi {
         let target_cluster =
             all.into_iter().find(|v| v.region == request.target.region && v.id == request.target.cluster);
         let source_view = own.into_iter().find(|view| view.id == record.cluster);
-        let seen = match self.ctx.cluster(&record.cluster) {
-            Some(cluster) => {
-                let vm = record.id;
-                let ask = |reply| ClusterMessage::Vm(vm, reply);
-                cluster.actor.call(Class::Control, limits::HEARTBEAT_MS, ask).await.ok().and_then(|seen| seen.seen)
-            }
-            None => None,
-        };
         let live = self.live_migration(&record.cluster).await;
         Ok(Facts {
             vm: record.id,
@@ -94,7 +84,7 @@ impl RegionApi {
             source,
             target: request.target.clone(),
             recorded_at: Some(record.cluster.clone()),
-            power: seen.map(|seen| seen.power),
+            power: self.power_now(&record).await,
             locked_by: record.job,
             source_driver: source_view
                 .as_ref()
@@ -128,6 +118,16 @@ impl RegionApi {
             bytes_per_second: state.bandwidth_bytes_s,
             last_heard_ms: state.last_heard,
         })
+    }
+
+    /// Asked of the host itself: a cluster's last look may be older than a move that just ended.
+    async fn power_now(&self, record: &VmRecord) -> Option<GuestPower> {
+        let driver = self.ctx.driver(&record.cluster)?;
+        let operation = OperationId::of_request(self.ctx.next_request(), "get");
+        match driver.call(operation, HostCall::Get { vm: record.id }, limits::REQUEST_MS).await {
+            Ok(HostReply::Vm(seen)) => seen.map(|seen| seen.power),
+            Ok(_) | Err(_) => None,
+        }
     }
 
     async fn live_migration(&self, cluster: &ClusterId) -> bool {
