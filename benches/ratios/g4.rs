@@ -1,6 +1,6 @@
 //! G4: a checkpointed job step (state, effect record and outbox in one commit) against bare redb.
 //! The baseline writes the same keys and the same number of bytes into three tables of a file on the same disk, with
-//! the same durability: two-phase commit (`store/engine.rs` says why). One-phase is shown beside it, without a goal.
+//! redb's default durable commit.
 
 use std::fmt;
 use std::future::Future;
@@ -62,7 +62,6 @@ async fn our_step(store: &Store, number: u64) {
 /// The baseline: what a step writes, written by hand.
 struct Bare {
     db: Database,
-    two_phase: bool,
     sequence: u64,
 }
 
@@ -71,19 +70,18 @@ impl Bare {
     const EVENTS: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("events");
     const OUTBOX: TableDefinition<'static, &'static [u8], &'static [u8]> = TableDefinition::new("outbox");
 
-    fn on(backend: impl StorageBackend, two_phase: bool) -> Bare {
+    fn on(backend: impl StorageBackend) -> Bare {
         let db = redb::Builder::new().set_cache_size(64 << 20).create_with_backend(backend).expect("a database");
-        Bare { db, two_phase, sequence: 0 }
+        Bare { db, sequence: 0 }
     }
 
-    fn at(path: &Path, two_phase: bool) -> Bare {
-        Bare::on(file(path), two_phase)
+    fn at(path: &Path) -> Bare {
+        Bare::on(file(path))
     }
 
     /// `steps` steps of different jobs in one commit.
     fn commit(&mut self, steps: u64) -> u64 {
-        let mut txn = self.db.begin_write().expect("a transaction");
-        txn.set_two_phase_commit(self.two_phase);
+        let txn = self.db.begin_write().expect("a transaction");
         {
             let mut jobs = txn.open_table(Bare::JOBS).expect("a table");
             let mut events = txn.open_table(Bare::EVENTS).expect("a table");
@@ -237,23 +235,18 @@ pub fn register(bench: &mut Bench) {
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
 
     let store = store_at(dir, "one");
-    let mut bare = Bare::at(&dir.join("one.redb"), true);
+    let mut bare = Bare::at(&dir.join("one.redb"));
     let ours = || median_us(|| block_on(&runtime, our_step(&store, 1)));
     let goal = Goal::RatioAtMost(1.10);
     bench.compare("G4 job step, one job, p50", "us", goal, ours, || median_us(|| bare.commit(1)));
 
-    let mut one_phase = Bare::at(&dir.join("one-phase.redb"), false);
-    let ours = || median_us(|| block_on(&runtime, our_step(&store, 1)));
-    let theirs = || median_us(|| one_phase.commit(1));
-    bench.compare("G4 job step vs one-phase commit", "us", Goal::None, ours, theirs);
-
-    let mut bare = Bare::at(&dir.join("three.redb"), true);
+    let mut bare = Bare::at(&dir.join("three.redb"));
     let three = || median_us(|| (0..3).for_each(|_| block_on(&runtime, our_step(&store, 1))));
     let theirs = || median_us(|| bare.commit(1));
     bench.compare("G4 job of three steps vs one commit", "us", Goal::RatioAtMost(3.5), three, theirs);
 
     let many = store_at(dir, "many");
-    let mut bare = Bare::at(&dir.join("many.redb"), true);
+    let mut bare = Bare::at(&dir.join("many.redb"));
     let name = format!("G4 job steps, {JOBS} jobs vs 100-op group");
     let ours = || many_jobs(&runtime, &many);
     bench.compare(&name, "1/s", Goal::RatioAtLeast(0.80), ours, || rate(|| bare.commit(BARE_GROUP)));
@@ -267,7 +260,7 @@ pub fn register(bench: &mut Bench) {
 
     let backend = SharedBackend::new(slow_file(&dir.join("slow-ours.redb")));
     let slow = store_on(Medium::Backend { backend, member: false });
-    let mut bare = Bare::on(slow_file(&dir.join("slow-bare.redb")), true);
+    let mut bare = Bare::on(slow_file(&dir.join("slow-bare.redb")));
     let ours = || median_us(|| block_on(&runtime, our_step(&slow, 1)));
     let theirs = || median_us(|| bare.commit(1));
     bench.compare("G4 job step, syncs 5 ms slower", "us", Goal::RatioAtMost(1.10), ours, theirs);

@@ -20,10 +20,14 @@
 //! |---|---|
 //! | a write or sync fails, the disk is full | nothing that waited is acknowledged, every later call fails, [`Store::failed`] resolves: the process exits and a restart goes on from the acknowledged state |
 //! | a sync fails and the next would not | as above: a failed sync is never repeated |
-//! | bits flipped, pages or the tail lost at rest | opening verifies every page and refuses with [`StoreError::Damaged`], or all acknowledged records are there; a damaged value is refused when read |
+//! | bits flipped, pages or the tail lost at rest | opening verifies every page and refuses with [`StoreError::Damaged`], or all acknowledged records are there (but see below); a damaged value is refused when read |
 //! | the file is missing, empty, another's | refused ([`StoreError::Lost`], [`StoreError::Foreign`]): never started empty |
 //! | an older copy is put in its place | it opens, with an incarnation that hosts and peers know as past, and refuse |
 //! | a value from a newer version | refused ([`StoreError::Newer`]) and left untouched |
+//!
+//! The one gap: where the machine (not only the process) stops within 50 ms of the last commit *and* bits of just that
+//! commit's pages flip before the next start, that commit is taken for a torn one and rolled back, whole. Closing the
+//! gap costs a second sync in every commit (`engine.rs`).
 //!
 //! `tests/store_crash.rs` tries each of these on a medium that crashes at every write and every sync.
 

@@ -66,6 +66,8 @@ pub struct StoreStats {
     pub tables: Vec<TableStats>,
     /// Commits since it was opened.
     pub commits: u64,
+    /// The longest of them, in microseconds: a slow disk shows here.
+    pub slowest_commit_us: u64,
     /// The writer's figures since it was opened.
     pub writer: WriterStats,
 }
@@ -178,5 +180,6 @@ fn stats_of(
         Medium::Backend { .. } => None,
     };
     let region = identity.region.to_string();
-    Ok(StoreStats { region, file_bytes, free_bytes, tables, commits: engine.commits(), writer })
+    let (commits, slowest_commit_us) = (engine.commits(), engine.slowest_commit_us());
+    Ok(StoreStats { region, file_bytes, free_bytes, tables, commits, slowest_commit_us, writer })
 }

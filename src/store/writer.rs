@@ -4,7 +4,7 @@
 //! commit that holds what the refusal was based on; a closure that panics or refuses takes nothing else with it.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -14,8 +14,12 @@ use super::engine::{Engine, guarded};
 use super::error::{StoreError, TransactError};
 use super::space::Space;
 use super::txn::{Counters, Group, Txn};
-use crate::types::Incarnation;
 use crate::types::limits::{STORE_BATCH_MAX, STORE_QUEUE_MAX};
+use crate::types::{Incarnation, Millis};
+
+/// After so much quiet the mark of the last commit is synced (`header.rs`). Longer than the pauses between the steps
+/// of a busy job, so that its next commit does not wait for this sync: its own brings the mark along.
+const MARK_SYNC_MS: Millis = Millis(50);
 
 /// Whether a transaction begins something or goes on with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,9 +272,23 @@ fn write_until_closed(runner: &Runner, inbox: &Receiver<Message>) {
     let mut group: Vec<Box<dyn Task>> = Vec::with_capacity(STORE_BATCH_MAX);
     let mut open = true;
     while open {
-        match inbox.recv() {
-            Ok(Message::Run(task)) => group.push(task),
-            Ok(Message::Close) | Err(_) => return,
+        let engine = &runner.engine;
+        let first = if engine.mark_is_unsynced() {
+            match inbox.recv_timeout(MARK_SYNC_MS.duration()) {
+                Err(RecvTimeoutError::Timeout) => {
+                    if let Err(error) = engine.sync_mark() {
+                        tracing::debug!(%error, "the failure is the engine's to report");
+                    }
+                    continue;
+                }
+                first => first.ok(),
+            }
+        } else {
+            inbox.recv().ok()
+        };
+        match first {
+            Some(Message::Run(task)) => group.push(task),
+            Some(Message::Close) | None => return,
         }
         while group.len() < STORE_BATCH_MAX {
             match inbox.try_recv() {
