@@ -1,5 +1,6 @@
 //! Cores: one per question. Always: pure, synchronous, no clock, no disk, no randomness, ordered collections.
 
+pub mod converge;
 pub mod membership;
 pub mod migration;
 pub mod ownership;

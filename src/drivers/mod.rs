@@ -7,6 +7,7 @@
 //! It fits QEMU as `embedded` fits it: a channel is an opaque duplex byte stream that nodes relay without looking
 //! inside (QEMU: the NBD mirror is a resumable channel, the memory stream is not).
 
+pub mod conformance;
 pub mod embedded;
 
 use std::future::Future;
@@ -16,7 +17,8 @@ use std::pin::Pin;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::types::{Attempt, Fence, GuestPower, Incarnation, JobId, Millis, OperationId, Resources, VmId, VmSpec};
+use crate::types::{Attempt, Fence, GuestPower, Incarnation, Millis, OperationId, Resources, VmId, VmSpec};
+pub use crate::types::{Channel, End, SwitchKey};
 
 /// A future on the heap, so that drivers can be held behind `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -24,37 +26,6 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// A duplex byte stream.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-
-/// One attempt of one job to move one VM: what both ends of a transfer are fenced by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SwitchKey {
-    /// The VM.
-    pub vm: VmId,
-    /// The job.
-    pub job: JobId,
-    /// The attempt.
-    pub attempt: Attempt,
-}
-
-/// A stream of a VM's state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Channel {
-    /// Disk, memory and state in one stream of blocks (the embedded host's).
-    Blocks,
-    /// A disk.
-    Disk,
-    /// Memory and device state.
-    Memory,
-}
-
-/// Which end of a transfer a node opens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum End {
-    /// The host that has the guest.
-    Source,
-    /// The host that receives it.
-    Target,
-}
 
 /// What a node asks of a host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -113,6 +84,7 @@ pub enum HostCall {
 }
 
 /// What a host answers.
+#[allow(clippy::large_enum_variant, reason = "one exists per call, and it is sent at once")]
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum HostReply {
     /// Done, or was done before by the same operation.

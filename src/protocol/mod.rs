@@ -4,6 +4,7 @@
 //! never from what it says; only `quic/` names quinn.
 //! Not here: what the bodies mean (`decision/`), the durable outbox and the dedup rows (`store/`).
 
+pub mod bodies;
 pub mod envelope;
 pub mod hello;
 pub mod link;

@@ -9,6 +9,8 @@ pub mod guest;
 pub mod ids;
 pub mod limits;
 pub mod migration;
+pub mod suggest;
+pub mod switch;
 pub mod units;
 pub mod vm;
 
@@ -18,5 +20,6 @@ pub use fence::*;
 pub use guest::*;
 pub use ids::*;
 pub use migration::*;
+pub use switch::*;
 pub use units::*;
 pub use vm::*;

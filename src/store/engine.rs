@@ -1,0 +1,265 @@
+//! redb, as this store uses it. Owns: opening with every check, snapshots, the one way to commit, the first failure.
+//! Always: a commit is durable when it returns; after the first failure of the medium nothing is read or written any
+//! more; a panic inside redb (its debug builds panic on a damaged file) is an error here.
+//!
+//! Choices, with their price (measured in `benches/ratios/g4.rs` and by `tests/store_crash.rs`):
+//! - Two-phase commit: one more fsync per commit. With one phase redb can't tell a torn last commit from a damaged
+//!   one and silently falls back to the commit before, which would lose acknowledged records.
+//! - Every opening verifies every page's checksum: one read of the whole file. A plain open trusts a file that was
+//!   closed cleanly, and a flipped bit in a branch page then hides rows.
+//! - No quick repair: it writes the allocator's state with each commit so that an opening need not walk the file;
+//!   ours walks it anyway.
+
+use std::any::Any;
+use std::ops::{Bound, ControlFlow};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use redb::{Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableError};
+use tokio::sync::watch;
+
+use super::backend::SharedBackend;
+use super::error::StoreError;
+use super::header;
+use super::overlay::Overlay;
+use super::seal::Sealer;
+use super::tables::Area;
+use super::value::Plain;
+
+type Bytes = &'static [u8];
+
+/// An open database with its keys.
+pub(super) struct Engine {
+    db: RwLock<Option<Database>>,
+    pub(super) sealer: Sealer,
+    failure: watch::Sender<Option<StoreError>>,
+    commits: AtomicU64,
+}
+
+impl Engine {
+    /// Opens the database on `backend`, repairing what a crash left, and checks all of it. With `create`, an empty
+    /// medium gets a new database; without, it is an error. `what` names the medium in errors.
+    pub(super) fn open(
+        backend: SharedBackend,
+        what: &str,
+        cache_bytes: usize,
+        sealer: Sealer,
+        create: bool,
+    ) -> Result<Engine, StoreError> {
+        let len = redb::StorageBackend::len(&backend).map_err(|e| StoreError::redb("asking for its length", e))?;
+        if len == 0 && !create {
+            return Err(StoreError::Damaged { what: what.to_owned(), detail: "the file is empty".into() });
+        }
+        let opened = guarded(|| {
+            header::settle(&backend)?;
+            let mut builder = redb::Builder::new();
+            builder.set_cache_size(cache_bytes).set_check_integrity_on_open(true);
+            builder.create_with_backend(backend.clone()).map_err(|e| opening(what, e))
+        });
+        let db = match opened {
+            Ok(result) => result?,
+            Err(panic) => return Err(StoreError::Damaged { what: what.to_owned(), detail: panic }),
+        };
+        Ok(Engine { db: RwLock::new(Some(db)), sealer, failure: watch::Sender::new(None), commits: AtomicU64::new(0) })
+    }
+
+    /// The failure that poisoned it, if any.
+    pub(super) fn failure(&self) -> Option<StoreError> {
+        self.failure.borrow().clone()
+    }
+    pub(super) fn watch_failure(&self) -> watch::Receiver<Option<StoreError>> {
+        self.failure.subscribe()
+    }
+    pub(super) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
+    }
+
+    /// Does `what` with the database unless it failed before or is closed; a failure or a panic in it poisons.
+    fn with<T>(
+        &self,
+        attempt: &'static str,
+        what: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if let Some(failure) = self.failure() {
+            return Err(failure);
+        }
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = db.as_ref() else { return Err(StoreError::Closed) };
+        self.checked(attempt, guarded(|| what(db)))
+    }
+
+    fn checked<T>(
+        &self,
+        attempt: &'static str,
+        outcome: Result<Result<T, StoreError>, String>,
+    ) -> Result<T, StoreError> {
+        match outcome {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(self.poison(attempt, error)),
+            Err(panic) => Err(self.poison(attempt, panicked(panic))),
+        }
+    }
+
+    /// Remembers the first failure and wakes who waits for it; returns what callers get from now on.
+    fn poison(&self, attempt: &'static str, error: StoreError) -> StoreError {
+        let fatal = match error {
+            failed @ StoreError::Failed { .. } => failed,
+            StoreError::Closed => return StoreError::Closed,
+            other => StoreError::Failed { attempt, cause: other.to_string().into(), full: false },
+        };
+        self.failure.send_if_modified(|first| {
+            let fresh = first.is_none();
+            if fresh {
+                tracing::error!(attempt, error = %fatal, "storage failed");
+                *first = Some(fatal.clone());
+            }
+            fresh
+        });
+        self.failure().unwrap_or(fatal)
+    }
+
+    /// What is committed now.
+    pub(super) fn snapshot(&self) -> Result<Snapshot<'_>, StoreError> {
+        let begin = |db: &Database| db.begin_read().map_err(|e| StoreError::redb("beginning to read", e));
+        let txn = self.with("beginning to read", begin)?;
+        Ok(Snapshot { engine: self, txn, tables: [const { None }; Area::COUNT] })
+    }
+
+    /// Writes `changes` in one durable transaction.
+    pub(super) fn commit(&self, changes: &Overlay) -> Result<(), StoreError> {
+        self.with("committing", |db| self.write(db, changes))?;
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn write(&self, db: &Database, changes: &Overlay) -> Result<(), StoreError> {
+        let failed = |e: redb::Error| StoreError::redb("writing", e);
+        let mut txn = db.begin_write().map_err(|e| failed(e.into()))?;
+        txn.set_durability(Durability::Immediate).map_err(|e| failed(e.into()))?;
+        txn.set_two_phase_commit(true);
+        let mut sealed = Vec::new();
+        for (area, rows) in changes.areas() {
+            let mut table = txn.open_table(area.definition()).map_err(|e| failed(e.into()))?;
+            for (key, value) in rows {
+                match value {
+                    Some(plain) => {
+                        sealed.clear();
+                        self.sealer.seal(area, key, plain, &mut sealed)?;
+                        table.insert(key.as_slice(), sealed.as_slice()).map_err(|e| failed(e.into()))?;
+                    }
+                    None => {
+                        table.remove(key.as_slice()).map_err(|e| failed(e.into()))?;
+                    }
+                }
+            }
+        }
+        txn.commit().map_err(|e| StoreError::redb("committing", e))
+    }
+
+    /// Closes the file, marking it as shut down cleanly unless it failed before.
+    pub(super) fn close(&self) -> Result<(), StoreError> {
+        // Waits for a commit under way.
+        let Some(db) = self.db.write().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
+        match guarded(|| db.close().map_err(|e| StoreError::redb("closing", e))) {
+            Ok(result) => result,
+            Err(panic) => Err(panicked(panic)),
+        }
+    }
+}
+
+/// Why redb did not open `what`: a file that it can't make sense of is damaged, whatever it calls that.
+fn opening(what: &str, error: redb::DatabaseError) -> StoreError {
+    use redb::{DatabaseError, StorageError};
+    use std::io::ErrorKind::{InvalidData, UnexpectedEof};
+    let damaged = |detail: String| StoreError::Damaged { what: what.to_owned(), detail };
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: what.into(), pid: None },
+        DatabaseError::UpgradeRequired(version) => damaged(format!("it says that it has redb's old format {version}")),
+        DatabaseError::Storage(StorageError::Io(io)) if matches!(io.kind(), InvalidData | UnexpectedEof) => {
+            damaged(io.to_string())
+        }
+        other => StoreError::redb("opening the state file", other),
+    }
+}
+
+/// Runs `f`, turning a panic into its message.
+pub(super) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(f)).map_err(|panic| panic_text(&*panic))
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".into())
+}
+
+fn panicked(message: String) -> StoreError {
+    StoreError::Damaged { what: "state file".into(), detail: message }
+}
+
+/// One consistent view of everything committed; later commits don't show.
+pub(super) struct Snapshot<'e> {
+    engine: &'e Engine,
+    txn: ReadTransaction,
+    tables: [Option<ReadOnlyTable<Bytes, Bytes>>; Area::COUNT],
+}
+
+/// Where a range of keys begins or ends.
+pub(super) type Edge<'a> = Bound<&'a [u8]>;
+
+impl Snapshot<'_> {
+    fn table(&mut self, area: Area) -> Result<Option<&ReadOnlyTable<Bytes, Bytes>>, StoreError> {
+        let slot = &mut self.tables[area as usize];
+        if slot.is_none() {
+            match self.txn.open_table(area.definition()) {
+                Ok(table) => *slot = Some(table),
+                // Tables come into being with their first row.
+                Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+                Err(e) => return Err(StoreError::redb("opening a table", e)),
+            }
+        }
+        Ok(slot.as_ref())
+    }
+
+    /// The value at `key`.
+    pub(super) fn get(&mut self, area: Area, key: &[u8]) -> Result<Option<Plain>, StoreError> {
+        let engine = self.engine;
+        let found = guarded(|| -> Result<_, StoreError> {
+            let Some(table) = self.table(area)? else { return Ok(None) };
+            let guard = table.get(key).map_err(|e| StoreError::redb("reading", e))?;
+            Ok(guard.map(|bytes| engine.sealer.open(area, key, bytes.value())))
+        });
+        engine.checked("reading", found)?.transpose()
+    }
+
+    /// Shows the rows between two keys, as they stand in the file, to `see` until it breaks.
+    pub(super) fn visit(
+        &mut self,
+        area: Area,
+        range: (Edge<'_>, Edge<'_>),
+        backwards: bool,
+        mut see: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let engine = self.engine;
+        let done = guarded(|| -> Result<(), StoreError> {
+            let Some(table) = self.table(area)? else { return Ok(()) };
+            let mut rows = table.range::<&[u8]>(range).map_err(|e| StoreError::redb("reading", e))?;
+            loop {
+                let Some(row) = (if backwards { rows.next_back() } else { rows.next() }) else { return Ok(()) };
+                let (key, value) = row.map_err(|e| StoreError::redb("reading", e))?;
+                if see(key.value(), value.value()).is_break() {
+                    return Ok(());
+                }
+            }
+        });
+        engine.checked("reading", done)
+    }
+
+    /// Opens a value that [`Snapshot::visit`] showed.
+    pub(super) fn open(&self, area: Area, key: &[u8], bytes: &[u8]) -> Result<Plain, StoreError> {
+        self.engine.sealer.open(area, key, bytes)
+    }
+    pub(super) fn transaction(&self) -> &ReadTransaction {
+        &self.txn
+    }
+}

@@ -1,0 +1,650 @@
+//! What each part of the world does when it is asked. Owns: the product's cores and rules, called as their shells call
+//! them, and the ways in which a test breaks them. Always: an outcome is put on its way, never handed over at once, so
+//! that it may come late; what a shell would map to an event is mapped the same here (`actors/*_effects.rs`).
+//! Abstracted: the notes for people (they decide nothing) and all figures of a transfer but "it fits" and "it never will".
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use novafed::decision::converge::{HostAttempt, Repair, Seen, converge};
+use novafed::decision::migration::source::{self, Event as SourceEvent, HostView, Phase as SourcePhase, Source};
+use novafed::decision::migration::target::{self, Event as TargetEvent, Phase as TargetPhase, Target};
+use novafed::decision::migration::{TargetAnswer, TargetRequest, Verdict};
+use novafed::decision::ownership::{Decision, DecisionAnswer, Proposed, VmDecisions};
+use novafed::drivers::SwitchKey;
+use novafed::drivers::embedded::rules::{Effect, Event as HostEvent, Power, Refusal, Rules, Stage};
+use novafed::types::{Attempt, DesiredPower, GuestPower, VmRecord, WallMillis};
+
+use super::intern::{Interner, Memo, remember};
+use super::names;
+use super::world::{self, Call, Planted, Side, World};
+
+/// What a call did at a host, besides its state.
+#[derive(Debug, Clone, Copy)]
+struct HostStep {
+    next: u16,
+    forgets_round: bool,
+    verifies: bool,
+    activates: bool,
+}
+
+/// What a core said to an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It advanced to this world.
+    Advanced(World),
+    /// It changed nothing.
+    Ignored,
+    /// It said no.
+    Refused,
+}
+
+/// Commands with their numbers.
+pub type Numbered<C> = Rc<[(u16, C)]>;
+
+/// The parts by number, and how they behave.
+pub struct Model {
+    planted: Option<Planted>,
+    sources: Interner<Source>,
+    targets: Interner<Option<Target>>,
+    logs: Interner<VmDecisions>,
+    hosts: Interner<Rules>,
+    pub source_events: Interner<SourceEvent>,
+    pub target_events: Interner<TargetEvent>,
+    calls: Interner<Call>,
+    source_steps: Memo<(u16, source::Input), (Verdict<u16>, u64)>,
+    target_steps: Memo<(u16, target::Input), (Verdict<u16>, u64)>,
+    host_steps: Memo<(u16, HostEvent), Result<HostStep, Refusal>>,
+    source_commands: Interner<source::Command>,
+    target_commands: Interner<target::Command>,
+    commands_of_source: Memo<u16, Numbered<source::Command>>,
+    commands_of_target: Memo<u16, Numbered<target::Command>>,
+    /// Set when a step broke the law.
+    pub violation: Option<&'static str>,
+}
+
+impl Model {
+    /// A model in which `planted`, if any, is wrong; and the world as it begins.
+    pub fn new(planted: Option<Planted>) -> (Model, World) {
+        let mut model = Model {
+            planted,
+            sources: Interner::default(),
+            targets: Interner::default(),
+            logs: Interner::default(),
+            hosts: Interner::default(),
+            source_events: Interner::default(),
+            target_events: Interner::default(),
+            calls: Interner::default(),
+            source_steps: Memo::default(),
+            target_steps: Memo::default(),
+            host_steps: Memo::default(),
+            source_commands: Interner::default(),
+            target_commands: Interner::default(),
+            commands_of_source: Memo::default(),
+            commands_of_target: Memo::default(),
+            violation: None,
+        };
+        let running = Rules { fence: world::FENCE, power: Power::Running, ..Rules::default() };
+        let first = World {
+            source: model.sources.id(&world::queued()),
+            target: model.targets.id(&None),
+            log: model.logs.id(&VmDecisions::default()),
+            source_host: model.hosts.id(&running),
+            target_host: model.hosts.id(&Rules::default()),
+            source_inbox: 0,
+            target_inbox: 0,
+            stale: 0,
+            last_round: 0,
+            fresh: false,
+            moved: false,
+            discard_owed: false,
+            faults: 0,
+            persons: 0,
+        };
+        (model, first)
+    }
+
+    pub fn source(&self, w: &World) -> &Source {
+        self.sources.get(w.source)
+    }
+    pub fn target(&self, w: &World) -> Option<&Target> {
+        self.targets.get(w.target).as_ref()
+    }
+    pub fn log(&self, w: &World) -> &VmDecisions {
+        self.logs.get(w.log)
+    }
+    pub fn host(&self, w: &World, side: Side) -> &Rules {
+        match side {
+            Side::Source => self.hosts.get(w.source_host),
+            Side::Target => self.hosts.get(w.target_host),
+        }
+    }
+    /// What the source's core wants done.
+    pub fn source_commands(&mut self, w: &World) -> Numbered<source::Command> {
+        let (sources, table) = (&self.sources, &mut self.source_commands);
+        remember(&mut self.commands_of_source, w.source, |at| {
+            source::commands(sources.get(*at)).into_iter().map(|c| (table.id(&c), c)).collect()
+        })
+    }
+    /// What the target's core wants done; nothing while there is none.
+    pub fn target_commands(&mut self, w: &World) -> Numbered<target::Command> {
+        let (targets, table) = (&self.targets, &mut self.target_commands);
+        remember(&mut self.commands_of_target, w.target, |at| {
+            let wanted = targets.get(*at).as_ref().map(target::commands).unwrap_or_default();
+            wanted.into_iter().map(|c| (table.id(&c), c)).collect()
+        })
+    }
+    pub fn source_command(&self, id: u16) -> &source::Command {
+        self.source_commands.get(id)
+    }
+    pub fn target_command(&self, id: u16) -> &target::Command {
+        self.target_commands.get(id)
+    }
+    pub fn planted(&self) -> Option<Planted> {
+        self.planted
+    }
+    pub fn call(&self, id: u16) -> &Call {
+        self.calls.get(id)
+    }
+    /// How many distinct states each part took: source, target, host, calls.
+    pub fn parts(&self) -> [usize; 4] {
+        [self.sources.len(), self.targets.len(), self.hosts.len(), self.calls.len()]
+    }
+
+    // -- the cores -------------------------------------------------------------
+
+    /// Feeds the source's core.
+    pub fn feed_source(&mut self, w: &World, input: &source::Input) -> Taken {
+        let sources = &mut self.sources;
+        let known = self.source_steps.entry((w.source, input.clone())).or_insert_with(|| {
+            let verdict = match source::step(sources.get(w.source), input) {
+                Verdict::Advance(next) => Verdict::Advance(sources.id(&Source { note: None, ..next })),
+                Verdict::Ignore(why) => Verdict::Ignore(why),
+                Verdict::Refuse(why) => Verdict::Refuse(why),
+            };
+            (verdict, 0)
+        });
+        known.1 += 1;
+        let next = match known.0 {
+            Verdict::Advance(next) => next,
+            Verdict::Ignore(_) => return Taken::Ignored,
+            Verdict::Refuse(_) => return Taken::Refused,
+        };
+        let mut out = World { source: next, ..*w };
+        let (left, live) = (self.source_commands(w), self.source_commands(&out));
+        let (before, after) = (self.sources.get(w.source), self.sources.get(next));
+        for (_, command) in left.iter() {
+            use source::Command as C;
+            let acts = !matches!(command, C::Copy | C::Observe | C::Patience(_));
+            if acts && (before.attempt != after.attempt || !live.iter().any(|(_, c)| c == command)) {
+                out.stale |= self.calls.bit(&Call::Source(before.attempt, command.clone()));
+            }
+        }
+        if (before.attempt, before.phase.step()) != (after.attempt, after.phase.step()) {
+            out.source_inbox = 0;
+        }
+        if source::writes(before, after).contains(&source::Write::OweDiscard) {
+            out.discard_owed = true;
+        }
+        Taken::Advanced(out)
+    }
+
+    /// Feeds the target's core.
+    pub fn feed_target(&mut self, w: &World, input: &target::Input) -> Taken {
+        let targets = &mut self.targets;
+        let known = self.target_steps.entry((w.target, input.clone())).or_insert_with(|| {
+            let verdict = match targets.get(w.target).as_ref().map(|state| target::step(state, input)) {
+                Some(Verdict::Advance(next)) => Verdict::Advance(targets.id(&Some(next))),
+                Some(Verdict::Ignore(why)) => Verdict::Ignore(why),
+                Some(Verdict::Refuse(why)) => Verdict::Refuse(why),
+                None => Verdict::Ignore("there is no such job"),
+            };
+            (verdict, 0)
+        });
+        known.1 += 1;
+        let next = match known.0 {
+            Verdict::Advance(next) => next,
+            Verdict::Ignore(_) => return Taken::Ignored,
+            Verdict::Refuse(_) => return Taken::Refused,
+        };
+        let mut out = World { target: next, ..*w };
+        let (left, live) = (self.target_commands(w), self.target_commands(&out));
+        if let (Some(before), Some(after)) = (self.targets.get(w.target), self.targets.get(next)) {
+            for (_, command) in left.iter() {
+                use target::Command as C;
+                let acts = !matches!(command, C::AskDecision | C::SeeItRun | C::Patience(_));
+                if acts && (before.attempt != after.attempt || !live.iter().any(|(_, c)| c == command)) {
+                    out.stale |= self.calls.bit(&Call::Target(before.attempt, *command));
+                }
+            }
+            if (before.attempt, before.phase.step()) != (after.attempt, after.phase.step()) {
+                out.target_inbox = 0;
+            }
+        }
+        Taken::Advanced(out)
+    }
+
+    /// How often each (state, event) was fed, by name; inputs of other attempts do not count.
+    pub fn pairs(&self) -> BTreeMap<(Side, &'static str, &'static str), u64> {
+        let mut pairs = BTreeMap::new();
+        for ((at, input), (_, hits)) in &self.source_steps {
+            let state = self.sources.get(*at);
+            if input.attempt == state.attempt {
+                let pair = (Side::Source, names::source_state(state), names::source_event(&input.event));
+                *pairs.entry(pair).or_insert(0) += hits;
+            }
+        }
+        for ((at, input), (_, hits)) in &self.target_steps {
+            if let Some(state) = self.targets.get(*at)
+                && input.attempt == state.attempt
+            {
+                let pair = (Side::Target, names::target_state(state), names::target_event(&input.event));
+                *pairs.entry(pair).or_insert(0) += hits;
+            }
+        }
+        pairs
+    }
+
+    // -- the hosts -------------------------------------------------------------
+
+    fn break_rules(&self, side: Side, rules: &Rules, event: &HostEvent) -> Option<Rules> {
+        let planted = self.planted.filter(|_| side == Side::Source)?;
+        match (planted, event, rules.power) {
+            (Planted::HoldAfterWatchdog, HostEvent::Hold { key }, Power::Running) if rules.is_spent(*key) => {
+                Some(Rules { power: Power::Held { key: *key, lost: false }, ..rules.clone() })
+            }
+            (Planted::Repause, HostEvent::PauseForSwitch { key, .. }, Power::Running) if rules.is_spent(*key) => {
+                Some(Rules { spent: None, power: Power::Paused { key: *key }, ..rules.clone() })
+            }
+            _ => None,
+        }
+    }
+
+    /// Applies `event` at a host.
+    fn call_host(&mut self, w: &World, side: Side, event: &HostEvent) -> Result<(World, HostStep), Refusal> {
+        let at = match side {
+            Side::Source => w.source_host,
+            Side::Target => w.target_host,
+        };
+        let broken = self.break_rules(side, self.hosts.get(at), event);
+        let hosts = &mut self.hosts;
+        let step = match broken {
+            Some(next) => HostStep { next: hosts.id(&next), forgets_round: false, verifies: false, activates: false },
+            None => remember(&mut self.host_steps, (at, *event), |(at, event)| {
+                let (next, effects) = hosts.get(*at).apply(event)?;
+                let any = |wanted: fn(&Effect) -> bool| effects.iter().any(wanted);
+                Ok(HostStep {
+                    next: hosts.id(&next),
+                    forgets_round: any(|e| {
+                        matches!(e, Effect::OpenReceipt { .. } | Effect::AdoptReceipt { .. } | Effect::DropReceipt)
+                    }),
+                    verifies: any(|e| matches!(e, Effect::VerifyReceipt)),
+                    activates: any(|e| matches!(e, Effect::ActivateReceipt | Effect::BootReceipt)),
+                })
+            })?,
+        };
+        let mut out = *w;
+        match side {
+            Side::Source => out.source_host = step.next,
+            Side::Target => out.target_host = step.next,
+        }
+        if step.forgets_round {
+            out.last_round = 0;
+        }
+        if step.activates && !w.fresh {
+            self.violation = Some("the target starts without the guest's last writes");
+        }
+        Ok((out, step))
+    }
+
+    /// What happens to a host by itself: a restart, the watchdog.
+    pub fn host_event(&mut self, w: &World, side: Side, event: &HostEvent) -> World {
+        self.call_host(w, side, event).map_or(*w, |(next, _)| next)
+    }
+
+    /// Puts rules in place of a host's by force: what only a broken host does.
+    pub fn force_host(&mut self, w: &World, side: Side, rules: &Rules) -> World {
+        let id = self.hosts.id(rules);
+        match side {
+            Side::Source => World { source_host: id, ..*w },
+            Side::Target => World { target_host: id, ..*w },
+        }
+    }
+
+    /// The same with the log.
+    pub fn force_log(&mut self, w: &World, log: &VmDecisions) -> World {
+        World { log: self.logs.id(log), ..*w }
+    }
+
+    fn holder(rules: &Rules) -> Option<SwitchKey> {
+        match rules.power {
+            Power::Held { key, .. } => Some(key),
+            _ => None,
+        }
+    }
+
+    fn paused_for(rules: &Rules) -> Option<SwitchKey> {
+        match rules.power {
+            Power::Paused { key } => Some(key),
+            _ => None,
+        }
+    }
+
+    /// What a look at the source's host shows.
+    fn view(rules: &Rules, key: SwitchKey) -> HostView {
+        if !rules.is_listed() {
+            return HostView { alive: false, paused: false, held: false, spent: true, gone: true };
+        }
+        let held = Self::holder(rules) == Some(key);
+        let paused = Self::paused_for(rules) == Some(key);
+        let power = rules.guest_power();
+        HostView {
+            alive: matches!(power, GuestPower::Running | GuestPower::Paused),
+            paused,
+            held,
+            spent: !held && !paused && rules.is_spent(key),
+            gone: power == GuestPower::Retired,
+        }
+    }
+
+    fn ask_source_host(
+        &mut self,
+        w: &World,
+        event: HostEvent,
+        key: SwitchKey,
+        done: SourceEvent,
+    ) -> (World, SourceEvent) {
+        match self.call_host(w, Side::Source, &event) {
+            Ok((next, _)) => (next, done),
+            Err(Refusal::NotFound) => (*w, lost_source()),
+            Err(_) => {
+                let rules = self.host(w, Side::Source);
+                if matches!(event, HostEvent::CancelPause { .. }) && Self::holder(rules) == Some(key) {
+                    return (*w, SourceEvent::Held);
+                }
+                let lost = rules.guest_power() == GuestPower::Lost && Self::holder(rules) != Some(key);
+                (*w, if lost { lost_source() } else { SourceEvent::SourceRefused { why: String::new() } })
+            }
+        }
+    }
+
+    // -- performing ------------------------------------------------------------
+
+    /// Performs a command of the source's core for `attempt`; its outcomes are handed back.
+    pub fn perform_source(
+        &mut self,
+        w: &World,
+        attempt: Attempt,
+        command: &source::Command,
+    ) -> (World, Vec<SourceEvent>) {
+        use source::Command as C;
+        let key = world::key(attempt);
+        let s = self.source(w);
+        let (fence, after, deadline) = (s.fence, s.next_fence, s.rules.deadline);
+        let host = |model: &mut Model, event, done| {
+            let (next, outcome) = model.ask_source_host(w, event, key, done);
+            (next, vec![outcome])
+        };
+        match command {
+            C::AskTarget(request) => self.ask_target(w, attempt, request),
+            C::Copy => {
+                let view = Self::view(self.host(w, Side::Source), key);
+                if !view.alive {
+                    return (*w, vec![lost_source()]);
+                }
+                let (next, answers) = self.ask_target(w, attempt, &TargetRequest::Prepare);
+                let gone =
+                    |e: &SourceEvent| matches!(e, SourceEvent::TargetLost { .. } | SourceEvent::TargetRefused { .. });
+                let mut outcomes: Vec<SourceEvent> = answers.into_iter().filter(gone).collect();
+                if self.receives(w, attempt) && self.host(w, Side::Source).power == Power::Running {
+                    outcomes.push(SourceEvent::Round(round(true)));
+                }
+                (next, outcomes)
+            }
+            C::FinishCopy => {
+                let view = Self::view(self.host(w, Side::Source), key);
+                let (next, mut outcomes) = self.ask_target(w, attempt, &TargetRequest::Seal);
+                if view.spent {
+                    outcomes.push(SourceEvent::SourceRefused { why: String::new() });
+                }
+                if !view.alive {
+                    outcomes.push(lost_source());
+                }
+                (next, outcomes)
+            }
+            C::Pause => host(self, HostEvent::PauseForSwitch { key, fence, deadline }, SourceEvent::Paused),
+            C::Hold if self.planted == Some(Planted::NoHold) => (*w, vec![SourceEvent::Held]),
+            C::Hold => host(self, HostEvent::Hold { key }, SourceEvent::Held),
+            C::CancelPause => host(self, HostEvent::CancelPause { key }, SourceEvent::Resumed),
+            C::ReleaseHold => host(self, HostEvent::ReleaseHold { key }, SourceEvent::Revived),
+            C::Retire => match self.call_host(w, Side::Source, &HostEvent::Retire { key, fence: after }) {
+                Ok((next, _)) => (next, vec![SourceEvent::Retired]),
+                Err(_) => (*w, vec![]),
+            },
+            C::Decide(decision) => {
+                let (next, stands) = self.propose(w, attempt, *decision);
+                (next, vec![SourceEvent::Decided(stands)])
+            }
+            C::Observe => (*w, vec![SourceEvent::Observed(Self::view(self.host(w, Side::Source), key))]),
+            C::Patience(_) => (*w, vec![]),
+        }
+    }
+
+    /// Proposes at the log; what stands then.
+    pub fn propose(&mut self, w: &World, attempt: Attempt, decision: Decision) -> (World, Decision) {
+        match self.log(w).propose(attempt, decision, &world::to(), world::next_fence()) {
+            Proposed::Recorded(record) => (World { log: self.logs.id(&record), ..*w }, decision),
+            Proposed::Stands(stands) => (*w, stands),
+            Proposed::Superseded(_) => (*w, Decision::Abort),
+        }
+    }
+
+    /// Whether the target's host receives `attempt`.
+    fn receives(&self, w: &World, attempt: Attempt) -> bool {
+        let power = self.host(w, Side::Target).power;
+        matches!(power, Power::Receiving { key, stage: Stage::Open, .. } if key.attempt == attempt)
+    }
+
+    /// The last round arrives, if there is one to send.
+    pub fn last_round(&mut self, w: &World) -> Option<World> {
+        let key = match self.host(w, Side::Source).power {
+            Power::Paused { key } | Power::Held { key, lost: false } => key,
+            _ => return None,
+        };
+        if !self.receives(w, key.attempt) {
+            return None;
+        }
+        Some(World { last_round: u8::try_from(key.attempt.0).ok()?, fresh: true, ..*w })
+    }
+
+    fn ask_target(&mut self, w: &World, attempt: Attempt, request: &TargetRequest) -> (World, Vec<SourceEvent>) {
+        let mut at = *w;
+        if self.target(w).is_none() {
+            if *request != TargetRequest::Reserve {
+                return (at, vec![lost_target()]);
+            }
+            at.target = self.targets.id(&Some(world::reserved(attempt)));
+        }
+        let input = target::Input { attempt, step: None, event: TargetEvent::Asked(request.clone()) };
+        // A job that is over answers from its last state.
+        match self.feed_target(&at, &input) {
+            Taken::Refused => return (at, vec![SourceEvent::TargetRefused { why: String::new() }]),
+            Taken::Advanced(next) => at = next,
+            Taken::Ignored => {}
+        }
+        (at, self.answered(&at, attempt, request).into_iter().collect())
+    }
+
+    /// What the target's state answers to a question that was asked.
+    pub fn answered(&self, w: &World, attempt: Attempt, request: &TargetRequest) -> Option<SourceEvent> {
+        Some(match target::answer(self.target(w)?, attempt, request)? {
+            TargetAnswer::NotComplete => return None,
+            TargetAnswer::Reserved => SourceEvent::Reserved,
+            TargetAnswer::Prepared => SourceEvent::Prepared,
+            TargetAnswer::Sealed { .. } => SourceEvent::Sealed,
+            TargetAnswer::Started => SourceEvent::Started,
+            TargetAnswer::Verified { .. } => SourceEvent::Verified,
+            TargetAnswer::Refused { .. } => SourceEvent::TargetRefused { why: String::new() },
+            TargetAnswer::Lost { .. } | TargetAnswer::Superseded { .. } | TargetAnswer::Discarded => lost_target(),
+        })
+    }
+
+    /// The owed discard arrives.
+    pub fn discard(&mut self, w: &World) -> World {
+        let attempt = self.source(w).attempt;
+        let input = target::Input { attempt, step: None, event: TargetEvent::Asked(TargetRequest::Discard) };
+        match self.feed_target(w, &input) {
+            Taken::Advanced(next) => next,
+            Taken::Ignored | Taken::Refused => *w,
+        }
+    }
+
+    /// Performs a command of the target's core for `attempt`; its outcomes are handed back.
+    pub fn perform_target(
+        &mut self,
+        w: &World,
+        attempt: Attempt,
+        command: &target::Command,
+    ) -> (World, Vec<TargetEvent>) {
+        use target::Command as C;
+        let (key, fence) = (world::key(attempt), world::next_fence());
+        let lost = || TargetEvent::HostLost { why: String::new() };
+        let refused = || TargetEvent::HostRefused { why: String::new() };
+        match command {
+            C::PrepareReceive => match self.call_host(w, Side::Target, &HostEvent::PrepareReceive { key, fence }) {
+                Ok((next, _)) => (next, vec![TargetEvent::HostPrepared]),
+                Err(Refusal::NotFound) => (*w, vec![lost()]),
+                Err(_) => (*w, vec![refused()]),
+            },
+            C::SealReceive => match self.call_host(w, Side::Target, &HostEvent::SealReceive { key }) {
+                Ok((_, step)) if step.verifies && u32::from(w.last_round) != attempt.0 => {
+                    (*w, vec![TargetEvent::HostIncomplete])
+                }
+                Ok((next, _)) => (next, vec![TargetEvent::HostSealed { digest: 0, tick: 1 }]),
+                Err(Refusal::NotFound) => (*w, vec![lost()]),
+                Err(_) => match self.host(w, Side::Target).power {
+                    Power::Receiving { .. } => (*w, vec![refused()]),
+                    _ => (*w, vec![lost()]),
+                },
+            },
+            C::Activate => match self.call_host(w, Side::Target, &HostEvent::Activate { key, fence }) {
+                Ok((next, _)) => (next, vec![TargetEvent::HostStarted]),
+                Err(_) => (*w, vec![lost()]),
+            },
+            C::StartCold => match self.call_host(w, Side::Target, &HostEvent::Start { fence }) {
+                Ok((next, _)) => (next, vec![TargetEvent::HostStarted]),
+                Err(_) => (*w, vec![lost()]),
+            },
+            C::SeeItRun => {
+                let rules = self.host(w, Side::Target);
+                match rules.guest_power() {
+                    _ if !rules.is_listed() => (*w, vec![lost()]),
+                    GuestPower::Running => (*w, vec![TargetEvent::HostRuns { tick: 2 }]),
+                    GuestPower::Lost => (*w, vec![lost()]),
+                    GuestPower::Stopped => (*w, vec![TargetEvent::HostRuns { tick: u64::MAX }]),
+                    GuestPower::Paused | GuestPower::Receiving | GuestPower::Retired => (*w, vec![]),
+                }
+            }
+            C::DiscardReceive => {
+                let next = self.host_event(w, Side::Target, &HostEvent::DiscardReceive { key });
+                (next, vec![TargetEvent::HostDiscarded])
+            }
+            C::AskDecision => match self.log(w).answer(attempt) {
+                DecisionAnswer::Undecided => (*w, vec![]),
+                told => (*w, vec![TargetEvent::Told(told)]),
+            },
+            C::Patience(_) => (*w, vec![]),
+        }
+    }
+
+    // -- the clusters' repairs ---------------------------------------------------
+
+    /// What the cluster of a side wants mended, and the world after it did.
+    pub fn repair(&mut self, w: &World, side: Side) -> Option<World> {
+        let rules = self.host(w, side).clone();
+        let attempt = |key: SwitchKey| HostAttempt { job: key.job, attempt: key.attempt };
+        let seen = rules.is_listed().then(|| Seen {
+            power: rules.guest_power(),
+            fence: rules.fence,
+            hold: Self::holder(&rules).map(attempt),
+            paused_for: Self::paused_for(&rules).map(attempt),
+        });
+        let (here, record, decisions, job) = match side {
+            Side::Source => {
+                let s = self.source(w);
+                let over = matches!(s.phase, SourcePhase::Ended(_));
+                let decisions = self.log(w).clone();
+                let owns = decisions.moved.is_none();
+                (world::from(), owns.then(|| record(world::FENCE)), decisions, !over)
+            }
+            Side::Target => {
+                let t = self.target(w)?;
+                let over = matches!(t.phase, TargetPhase::Running { .. } | TargetPhase::Discarded);
+                let decisions = VmDecisions::default().arrived(t.attempt);
+                (world::to(), t.owns().then(|| record(world::next_fence())), decisions, !over)
+            }
+        };
+        let host_attempt = |a: HostAttempt| SwitchKey { vm: world::vm(), job: a.job, attempt: a.attempt };
+        let call = match converge(&here, record.as_ref(), &decisions, job, seen.as_ref(), true) {
+            Repair::Nothing | Repair::Report(_) => return None,
+            Repair::Create => HostEvent::Create { fence: record?.fence },
+            Repair::Start => HostEvent::Start { fence: record?.fence },
+            Repair::Stop => HostEvent::Stop { fence: record?.fence },
+            // A clean-up names the job, and is owed from the moment that the job knows of the transfer.
+            Repair::Retire { .. } if !self.source(w).decided_transfer() => return None,
+            Repair::Retire { fence } => HostEvent::Retire { key: rules.newest?, fence },
+            Repair::ReleaseHold(a) => HostEvent::ReleaseHold { key: host_attempt(a) },
+            Repair::AbortAndResume(a) => {
+                let (recorded, _) = self.propose(w, a.attempt, Decision::Abort);
+                return Some(self.host_event(&recorded, side, &HostEvent::CancelPause { key: host_attempt(a) }));
+            }
+        };
+        let mut next = self.host_event(w, side, &call);
+        next.stale |= self.calls.bit(&Call::Repair(side, call));
+        Some(next)
+    }
+
+    /// Something that was sent long ago arrives.
+    pub fn arrive_late(&mut self, w: &World, call: &Call) -> World {
+        match call {
+            Call::Source(attempt, command) => self.perform_source(w, *attempt, command).0,
+            Call::Target(attempt, command) => self.perform_target(w, *attempt, command).0,
+            Call::Repair(side, event) => self.host_event(w, *side, event),
+        }
+    }
+}
+
+/// What a round is judged by: it fits, or never will.
+pub fn round(fits: bool) -> source::Round {
+    source::Round {
+        rounds: if fits { 1 } else { u32::MAX },
+        remaining_bytes: if fits { 0 } else { u64::MAX },
+        bytes_per_second: 1,
+        dirty_bytes_per_second: 1,
+        overhead_us: 0,
+        decider_reachable: true,
+    }
+}
+
+fn lost_source() -> SourceEvent {
+    SourceEvent::SourceLost { why: String::new() }
+}
+
+fn lost_target() -> SourceEvent {
+    SourceEvent::TargetLost { why: String::new() }
+}
+
+fn record(fence: novafed::types::Fence) -> VmRecord {
+    VmRecord {
+        id: world::vm(),
+        spec: world::spec(),
+        cluster: if fence == world::FENCE { world::from().cluster } else { world::to().cluster },
+        desired: DesiredPower::Running,
+        fence,
+        attempt: Attempt(0),
+        job: None,
+        reasoning: String::new(),
+        resource_version: 1,
+        created_at: WallMillis(0),
+    }
+}
