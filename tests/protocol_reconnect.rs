@@ -190,12 +190,16 @@ async fn a_heartbeat_is_not_delayed_by_bulk() {
         while read.read(&mut buffer).await.is_ok_and(|n| n > 0) {}
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    for _ in 0..10 {
+    let mut waits = Vec::new();
+    for _ in 0..15 {
         let clock = Clock::start();
         assert_eq!(eu.request(ask("urgent")).await.unwrap(), "urgent");
-        // The relay queues for up to 200 ms each way; what must not be added is a window of 8 MiB, which is 2 s.
-        assert!(clock.now().0 < 1_000, "a control request took {} ms", clock.now().0);
+        waits.push(clock.now().0);
     }
+    // The full link queues for up to 200 ms each way and drops the rest, ours too now and then; what must not be added
+    // is a window of bulk, which is 2 s.
+    waits.sort_unstable();
+    assert!(waits[waits.len() / 2] < 700, "control requests took {waits:?} ms");
     assert!(eu.state().bandwidth_bytes_s.is_some_and(|rate| (500_000..12_000_000).contains(&rate)), "{:?}", eu.state());
     pushing.abort();
     draining.abort();

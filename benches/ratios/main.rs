@@ -3,10 +3,16 @@
 #![allow(clippy::print_stdout, reason = "a benchmark talks to the terminal")]
 
 mod g1;
+mod g14;
+mod g2;
+mod g4;
 mod measure;
 
 fn main() {
     let mut bench = measure::Bench::from_args();
     g1::register(&mut bench);
+    g2::register(&mut bench);
+    g4::register(&mut bench);
+    g14::register(&mut bench);
     bench.finish();
 }

@@ -108,8 +108,20 @@ struct Accounted {
 pub(super) struct Delta {
     pub sent: u64,
     pub received: u64,
-    /// Bytes per second, if it was busy.
-    pub rate: Option<u64>,
+    span: Millis,
+}
+
+impl Delta {
+    /// Bytes per second in the busier direction; none if neither was busy enough to say what the link can carry.
+    pub fn busy_rate(&self) -> Option<u64> {
+        const BUSY_BYTES: u64 = 256 * KIB;
+        let busy = self.sent.max(self.received);
+        (busy >= BUSY_BYTES && self.span.0 > 0).then(|| busy * 1000 / self.span.0)
+    }
+    /// Bytes per second that came in.
+    pub fn received_rate(&self) -> u64 {
+        self.received * 1000 / self.span.0.max(1)
+    }
 }
 
 /// A connection to a peer.
@@ -185,17 +197,13 @@ impl Conn {
 
     /// What happened since the last call.
     pub fn account(&self, now: Tick) -> Delta {
-        /// Below this it was not busy enough to say what it can carry.
-        const BUSY_BYTES: u64 = 256 * KIB;
         let stats = self.quinn.stats();
         self.hear(now, stats.udp_rx.datagrams);
         let mut last = self.accounted.lock().unwrap_or_else(PoisonError::into_inner);
         let (sent, received) = (stats.udp_tx.bytes - last.sent, stats.udp_rx.bytes - last.received);
         let span = now.since(last.at);
-        let busy = sent.max(received);
-        let rate = (busy >= BUSY_BYTES && span.0 >= 100).then(|| busy * 1000 / span.0);
         (last.at, last.sent, last.received) = (now, stats.udp_tx.bytes, stats.udp_rx.bytes);
-        Delta { sent, received, rate }
+        Delta { sent, received, span }
     }
 
     /// Whether one of its certificates has expired.

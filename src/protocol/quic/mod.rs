@@ -362,6 +362,7 @@ async fn look_after(shared: &Shared, peer: &Peer, conn: &Arc<Conn>) {
     let mut looks = interval(LOOK_MS.duration());
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut drained_before = false;
+    let mut window = transport::BULK_WINDOW_BYTES_MIN;
     loop {
         tokio::select! {
             biased;
@@ -370,10 +371,18 @@ async fn look_after(shared: &Shared, peer: &Peer, conn: &Arc<Conn>) {
                     peer.refuse("revoked", &refusal);
                     return conn.close(CloseCode::Revoked, &refusal.to_string());
                 }
+                continue;
             }
             _ = looks.tick() => {}
         }
-        peer.account(shared, conn);
+        let carried = peer.account(shared, conn);
+        if conn.class == Class::Bulk {
+            let grown = transport::grown(window, carried.received_rate(), conn.quinn.min_rtt());
+            if grown > window {
+                window = grown;
+                conn.quinn.set_receive_window(window.into());
+            }
+        }
         if conn.is_expired(shared) {
             peer.refuse("expired", &"a certificate of an open connection has expired");
             return conn.close(CloseCode::Expired, "a certificate of this connection has expired");

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
-use super::conn::{CloseCode, Conn};
+use super::conn::{CloseCode, Conn, Delta};
 use super::serve::INBOUND_BYTES_MAX;
 use super::{Class, Shared};
 use crate::protocol::link::{BoxFuture, BulkStream, Link, LinkError, LinkState, Request};
@@ -164,8 +164,8 @@ impl Peer {
         }
     }
 
-    /// Adds what `conn` carried since the last time.
-    pub fn account(&self, shared: &Shared, conn: &Conn) {
+    /// Adds what `conn` carried since the last time, and returns it. Called in even steps, because rates come of it.
+    pub fn account(&self, shared: &Shared, conn: &Conn) -> Delta {
         let now = shared.clock.now();
         let delta = conn.account(now);
         self.heard.fetch_max(now.0.saturating_sub(conn.silence(now).0) + 1, Ordering::Relaxed);
@@ -176,13 +176,14 @@ impl Peer {
         metrics::counter!("novafed_link_received_bytes_total", &labels).increment(delta.received);
         metrics::gauge!("novafed_link_rtt_seconds", &labels).set(conn.quinn.rtt().as_secs_f64());
         if conn.class == Class::Bulk
-            && let Some(rate) = delta.rate
+            && let Some(rate) = delta.busy_rate()
         {
             // Leans to what it could carry at best: a slow spell may be its user's, a fast one can't be.
             let known = self.bandwidth.load(Ordering::Relaxed);
             let next = if rate >= known { known / 2 + rate / 2 } else { known - known / 8 + rate / 8 };
             self.bandwidth.store(if known == 0 { rate } else { next }, Ordering::Relaxed);
         }
+        delta
     }
 
     /// The connection of `class` in use.
@@ -288,17 +289,15 @@ impl Link for QuicLink {
     fn state(&self) -> LinkState {
         let (control, bulk) = (self.peer.current(Class::Control), self.peer.current(Class::Bulk));
         let now = self.shared.clock.now();
-        for conn in [&control, &bulk].into_iter().flatten() {
-            self.peer.account(&self.shared, conn);
-        }
-        let heard = self.peer.heard.load(Ordering::Relaxed).checked_sub(1);
+        let heard = self.peer.heard.load(Ordering::Relaxed).checked_sub(1).map(|heard| now.since(Tick(heard)));
+        let silences = [&control, &bulk].into_iter().flatten().map(|conn| conn.silence(now));
         let known = |slot: &Mutex<Option<Incarnation>>| *slot.lock().unwrap_or_else(PoisonError::into_inner);
         LinkState {
             connected: control.is_some(),
             bulk_connected: bulk.is_some(),
             incarnation: known(&self.peer.incarnation),
             rtt_us: control.as_ref().map(|conn| u64::try_from(conn.quinn.rtt().as_micros()).unwrap_or(u64::MAX)),
-            last_heard: heard.map(|heard| now.since(Tick(heard))),
+            last_heard: silences.chain(heard).min(),
             bytes_sent: self.peer.sent.load(Ordering::Relaxed),
             bytes_received: self.peer.received.load(Ordering::Relaxed),
             bandwidth_bytes_s: Some(self.peer.bandwidth.load(Ordering::Relaxed)).filter(|rate| *rate > 0),

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use quinn::udp::UdpSocketState;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
@@ -19,8 +20,11 @@ const STREAM_WINDOW_BYTES: u32 = TRANSFER_BUFFER_BYTES_MAX as u32;
 const HELLO_WINDOW_BYTES: u32 = 16 * 1024;
 /// What one peer may have unread here on its control connection: several frames of the largest size.
 const CONTROL_WINDOW_BYTES: u32 = 4 * FRAME_BYTES_MAX as u32;
-/// What one peer may have unread here on its bulk connection, over all its streams.
-const BULK_WINDOW_BYTES: u32 = 8 * STREAM_WINDOW_BYTES;
+/// What one peer may have under way and unread here on its bulk connection, over all its streams, to begin with: what
+/// fits into caches is carried faster on a short path (by 6 % on loopback) than a window that does not.
+pub(super) const BULK_WINDOW_BYTES_MIN: u32 = 2 * 1024 * 1024;
+/// The same on a long path, see [`grown`].
+const BULK_WINDOW_BYTES_MAX: u32 = 8 * STREAM_WINDOW_BYTES;
 /// Datagrams that wait to be read; heartbeats are small and the latest is worth most.
 const DATAGRAM_BUFFER_BYTES: usize = 64 * 1024;
 
@@ -60,32 +64,59 @@ pub(super) fn accepting() -> Arc<TransportConfig> {
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .receive_window(VarInt::from_u32(HELLO_WINDOW_BYTES))
-        .send_window(u64::from(BULK_WINDOW_BYTES));
+        .send_window(u64::from(BULK_WINDOW_BYTES_MAX));
     Arc::new(transport)
 }
 
 /// For connections that we dial. The other end opens streams only after its hello, too, but it proved who it is before.
 pub(super) fn dialling(class: Class) -> Arc<TransportConfig> {
-    let (streams, window) = limits(class);
+    let (streams, window, send_window) = limits(class);
     let mut transport = common();
     transport
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .receive_window(VarInt::from_u32(window))
-        .send_window(u64::from(window));
+        .send_window(u64::from(send_window));
     Arc::new(transport)
 }
 
 /// Raises the limits of an accepted connection whose peer is known now.
 pub(super) fn welcome(connection: &quinn::Connection, class: Class) {
-    let (streams, window) = limits(class);
-    connection.set_send_window(u64::from(window));
+    let (streams, window, send_window) = limits(class);
+    connection.set_send_window(u64::from(send_window));
     connection.set_receive_window(VarInt::from_u32(window));
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
 }
 
-fn limits(class: Class) -> (u32, u32) {
+/// The window of a bulk connection that carried `received_bytes_s` in the last while over a path of `min_rtt`: doubled
+/// if the window may be what limits it, which is when a round trip carries half of it or more.
+pub(super) fn grown(window: u32, received_bytes_s: u64, min_rtt: Duration) -> u32 {
+    let per_round_trip = u128::from(received_bytes_s) * min_rtt.as_micros() / 1_000_000;
+    if 2 * per_round_trip >= u128::from(window) { (2 * window).min(BULK_WINDOW_BYTES_MAX) } else { window }
+}
+
+/// Streams, receive window and send window.
+fn limits(class: Class) -> (u32, u32, u32) {
     match class {
-        Class::Control => (PEER_STREAMS_MAX, CONTROL_WINDOW_BYTES),
-        Class::Bulk => (PEER_BULK_STREAMS_MAX, BULK_WINDOW_BYTES),
+        Class::Control => (PEER_STREAMS_MAX, CONTROL_WINDOW_BYTES, CONTROL_WINDOW_BYTES),
+        Class::Bulk => (PEER_BULK_STREAMS_MAX, BULK_WINDOW_BYTES_MIN, BULK_WINDOW_BYTES_MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bulk_window_grows_with_the_path_and_no_further() {
+        // Loopback: nothing to gain.
+        assert_eq!(grown(BULK_WINDOW_BYTES_MIN, 500_000_000, Duration::from_micros(50)), BULK_WINDOW_BYTES_MIN);
+        // 100 ms: 2 MiB per round trip is 20 MB/s, so the window limits until the path does.
+        let mut window = BULK_WINDOW_BYTES_MIN;
+        for _ in 0..10 {
+            let carried = (u64::from(window) * 10).min(120_000_000);
+            window = grown(window, carried, Duration::from_millis(100));
+        }
+        assert!((12_000_000 * 2..=64 << 20).contains(&(u64::from(window))), "{window}");
+        assert_eq!(grown(BULK_WINDOW_BYTES_MAX, u64::MAX, Duration::from_secs(2)), BULK_WINDOW_BYTES_MAX);
     }
 }
