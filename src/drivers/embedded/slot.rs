@@ -109,8 +109,9 @@ impl Slot {
         result
     }
 
-    /// A repeat must mean the same VM, and a later attempt one of the same shape.
+    /// A repeat must mean the same VM, and a later attempt one of the same shape; the program must be one to bear.
     fn check_spec(&self, before: &Rules, spec: &VmSpec) -> Result<(), HostError> {
+        Plan::of(spec).check().map_err(|e| HostError::Refused { why: format!("{}: {e}", self.vm) })?;
         let now = self.now();
         let Some(known) = &now.spec else { return Ok(()) };
         let same = match before.power {
