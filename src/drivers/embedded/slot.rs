@@ -141,15 +141,15 @@ impl Slot {
                 return Err(error);
             }
             if *effect == Effect::Persist {
-                self.become_(next, details);
+                self.settle(next, details);
             }
             done.push(*effect);
         }
-        self.become_(next, details);
+        self.settle(next, details);
         Ok(())
     }
 
-    fn become_(&self, next: &Rules, details: &Details) {
+    fn settle(&self, next: &Rules, details: &Details) {
         let mut now = self.now();
         now.rules = next.clone();
         if details.spec.is_some() {
