@@ -348,7 +348,8 @@ impl Host {
             Some(Fault::SaysFailed | Fault::Dies | Fault::Forgets) | None => {}
         }
         let vm = Event::of_call(&call).map(|(vm, _)| vm);
-        let busy = session.busy.read().await;
+        // A call that only looks may take its time (a snapshot) and keeps no later incarnation waiting.
+        let busy = if vm.is_some() { Some(session.busy.read().await) } else { None };
         self.check(session, cluster)?;
         let reply = self.remembered_call(cluster, operation, call).await;
         drop(busy);
