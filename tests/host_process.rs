@@ -75,6 +75,44 @@ async fn a_host_is_adopted_and_its_guests_go_on() {
     assert!(!first.process.lives());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nodes_that_start_one_host_at_once_get_one_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let _guard = Guard(dir.path().to_owned());
+    let start = launch(dir.path());
+    let start = || launch::ensure_running(&start);
+    let (a, b, c) = tokio::join!(start(), start(), start());
+    let (a, b, c) = (a.unwrap(), b.unwrap(), c.unwrap());
+    assert!(a.process == b.process && b.process == c.process, "{a:?} {b:?} {c:?}");
+    assert_eq!([a, b, c].iter().filter(|running| !running.adopted).count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_guest_goes_on_at_its_tick_and_a_late_duplicate_is_not_done_again() {
+    use novafed::drivers::Hypervisor;
+    let dir = tempfile::tempdir().unwrap();
+    let _guard = Guard(dir.path().to_owned());
+    launch::ensure_running(&launch(dir.path())).await.unwrap();
+    let driver = driver(dir.path(), 1);
+    start(&driver, vm(1), &spec(busy())).await;
+    ticked(&driver, vm(1), 5).await;
+    let (stop, call_stop) = (operation(), HostCall::Stop { vm: vm(1), fence: Fence::FIRST });
+    driver.call(stop.clone(), call_stop.clone(), PATIENCE).await.unwrap();
+    call(&driver, HostCall::Start { vm: vm(1), fence: Fence::FIRST }).await;
+    assert_eq!(driver.call(stop.clone(), call_stop, PATIENCE).await, Ok(HostReply::Done));
+    ticked(&driver, vm(1), 5).await;
+    let other = HostCall::Delete { vm: vm(1), fence: Fence::FIRST };
+    assert!(matches!(driver.call(stop, other, PATIENCE).await, Err(HostError::Refused { .. })));
+    launch::stop(dir.path()).await.unwrap();
+
+    let text = std::fs::read_to_string(dir.path().join("console").join("vm-1-1-1.log")).unwrap();
+    let mut consoles = Consoles::default();
+    consoles.add(vm(1), &text);
+    let account = &check(&consoles).vms[&vm(1)];
+    // Stopped in good order: no tick is missing between the two boots.
+    assert_eq!((account.boots, account.ticks), (2, account.last.2));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_of_an_older_incarnation_is_shut_out_when_a_newer_one_speaks() {
     let dir = tempfile::tempdir().unwrap();

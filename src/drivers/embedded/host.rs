@@ -116,7 +116,7 @@ type Remembered = (ClusterId, OperationId);
 
 #[derive(Default)]
 struct Operations {
-    replies: BTreeMap<Remembered, HostReply>,
+    replies: BTreeMap<Remembered, (HostCall, HostReply)>,
     order: VecDeque<Remembered>,
 }
 
@@ -361,7 +361,8 @@ impl Host {
             Some(Fault::SaysFailed | Fault::Dies | Fault::Forgets) | None => {}
         }
         let vm = Event::of_call(&call).map(|(vm, _)| vm);
-        let busy = session.busy.read().await;
+        // A call that only looks may take its time (a snapshot) and keeps no later incarnation waiting.
+        let busy = if vm.is_some() { Some(session.busy.read().await) } else { None };
         self.check(session, cluster)?;
         let reply = self.remembered_call(cluster, operation, call).await;
         drop(busy);
@@ -394,12 +395,13 @@ impl Host {
             return self.perform(cluster, call).await;
         }
         let key = (cluster.clone(), operation);
-        if let Some(reply) = locked(&self.operations).replies.get(&key) {
-            return Ok(reply.clone());
+        if let Some((done, reply)) = locked(&self.operations).replies.get(&key) {
+            let other = || HostError::Refused { why: format!("operation {} was another call", key.1) };
+            return if *done == call { Ok(reply.clone()) } else { Err(other()) };
         }
-        let reply = self.perform(cluster, call).await?;
+        let reply = self.perform(cluster, call.clone()).await?;
         let mut operations = locked(&self.operations);
-        if operations.replies.insert(key.clone(), reply.clone()).is_none() {
+        if operations.replies.insert(key.clone(), (call, reply.clone())).is_none() {
             operations.order.push_back(key);
         }
         if operations.order.len() > OPERATIONS_MAX
@@ -555,9 +557,11 @@ impl Host {
     /// Shuts all guests down in good order; nothing ticks when this returns.
     pub async fn shut_down(&self) {
         let slots: Vec<Arc<Slot>> = locked(&self.slots).values().cloned().collect();
+        let mut all = tokio::task::JoinSet::new();
         for slot in slots {
-            slot.shut_down().await;
+            all.spawn(async move { slot.shut_down().await });
         }
+        all.join_all().await;
     }
 }
 

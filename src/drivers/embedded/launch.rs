@@ -120,6 +120,10 @@ pub async fn ensure_running(launch: &Launch) -> Result<Running, LaunchError> {
             && let Some(process) = running(directory)?
         {
             let adopted = child.as_ref().and_then(tokio::process::Child::id) != Some(process.pid);
+            if adopted && let Some(mut slower) = child {
+                // It still tries the lock, and would take over later, when nobody expects it.
+                let _ = slower.kill().await;
+            }
             return Ok(Running { process, adopted });
         }
         if let Some(status) = child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {

@@ -8,6 +8,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::types::limits::{DISK_BLOCK_BYTES, PAGE_BYTES};
+use crate::types::units::MIB;
 use crate::types::{DirtyPattern, GuestProgram, VmSpec};
 
 /// The superblock promises ticks in steps of so many: after a crash a guest goes on at the end of the promise.
@@ -44,6 +45,19 @@ pub fn fill(seed: u64, medium: Medium, index: u64, tick: u64, out: &mut [u8]) {
         state = state.wrapping_add(GOLDEN);
         *word = mix(state).to_le_bytes();
     }
+}
+
+/// What one tick may write. A host ticks all its guests in one task: a tick is short, or the others wait.
+pub const TICK_BYTES_MAX: u64 = 64 * MIB;
+
+/// A program that asks for more than a tick may do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the program writes {bytes} bytes in a tick of {tick_ms} ms, more than {TICK_BYTES_MAX}; let it tick more often"
+)]
+pub struct ProgramTooHeavy {
+    bytes: u64,
+    tick_ms: u64,
 }
 
 /// A program fitted to the VM that runs it.
@@ -89,6 +103,13 @@ impl Plan {
             disk_rate: program.disk_bytes_per_second,
             pattern: program.pattern,
         }
+    }
+
+    /// Checks that its ticks are short enough for a host that runs others too.
+    pub fn check(&self) -> Result<(), ProgramTooHeavy> {
+        let rate = self.memory_rate.saturating_add(self.disk_rate);
+        let bytes = rate.saturating_mul(self.tick_ms) / 1_000;
+        if bytes > TICK_BYTES_MAX { Err(ProgramTooHeavy { bytes, tick_ms: self.tick_ms }) } else { Ok(()) }
     }
 
     /// How many memory writes are done by the end of `tick`.

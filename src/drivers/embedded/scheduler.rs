@@ -53,6 +53,8 @@ pub struct Inner {
     motion: Motion,
     /// Counts changes of `motion`, so that an entry of the heap from before a pause is known as stale.
     turn: u64,
+    /// The line of the latest tick could not be written yet.
+    line_owed: bool,
     complained: bool,
 }
 
@@ -70,7 +72,8 @@ impl Inner {
 impl GuestCell {
     /// A guest that is paused until [`Scheduler::resume`].
     pub fn new(vm: VmId, guest: Guest, console: Console, fence: Fence) -> Arc<GuestCell> {
-        let inner = Inner { guest, console, fence, motion: Motion::Paused, turn: 0, complained: false };
+        let inner =
+            Inner { guest, console, fence, motion: Motion::Paused, turn: 0, line_owed: false, complained: false };
         let tick = AtomicU64::new(inner.guest.registers().tick);
         Arc::new(GuestCell { vm, tick, inner: Mutex::new(inner) })
     }
@@ -125,6 +128,9 @@ impl GuestCell {
 }
 
 struct Entry {
+    /// When it is looked at.
+    at: Tick,
+    /// When its tick is due: earlier than `at` if it was busy or failed then.
     due: Tick,
     turn: u64,
     cell: Weak<GuestCell>,
@@ -132,7 +138,7 @@ struct Entry {
 
 impl PartialEq for Entry {
     fn eq(&self, other: &Self) -> bool {
-        self.due == other.due
+        self.at == other.at
     }
 }
 impl Eq for Entry {}
@@ -143,7 +149,7 @@ impl PartialOrd for Entry {
 }
 impl Ord for Entry {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.due.cmp(&other.due)
+        self.at.cmp(&other.at)
     }
 }
 
@@ -177,7 +183,7 @@ impl Scheduler {
         inner.motion = Motion::Running;
         inner.turn += 1;
         let due = self.shared.clock.now().plus(Millis(inner.guest.plan().tick_ms));
-        let entry = Entry { due, turn: inner.turn, cell: Arc::downgrade(cell) };
+        let entry = Entry { at: due, due, turn: inner.turn, cell: Arc::downgrade(cell) };
         drop(inner);
         self.shared.push(entry);
     }
@@ -196,7 +202,7 @@ impl Shared {
 
     fn push(&self, entry: Entry) {
         let mut heap = self.heap();
-        let first = heap.peek().is_none_or(|Reverse(head)| entry.due < head.due);
+        let first = heap.peek().is_none_or(|Reverse(head)| entry.at < head.at);
         heap.push(Reverse(entry));
         drop(heap);
         if first {
@@ -207,11 +213,11 @@ impl Shared {
     fn pop_due(&self, now: Tick) -> Result<Entry, Option<Tick>> {
         let mut heap = self.heap();
         match heap.peek() {
-            Some(Reverse(head)) if head.due <= now => {
+            Some(Reverse(head)) if head.at <= now => {
                 let Reverse(entry) = heap.pop().expect("it was just seen");
                 Ok(entry)
             }
-            Some(Reverse(head)) => Err(Some(head.due)),
+            Some(Reverse(head)) => Err(Some(head.at)),
             None => Err(None),
         }
     }
@@ -251,7 +257,7 @@ fn visit(entry: Entry, now: Tick) -> Option<Entry> {
     let mut inner = match cell.inner.try_lock() {
         Ok(inner) => inner,
         Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return Some(Entry { due: now.plus(BUSY_MS), ..entry }),
+        Err(TryLockError::WouldBlock) => return Some(Entry { at: now.plus(BUSY_MS), ..entry }),
     };
     if inner.motion != Motion::Running || inner.turn != entry.turn {
         return None;
@@ -267,7 +273,7 @@ fn visit(entry: Entry, now: Tick) -> Option<Entry> {
                 tracing::warn!(vm = %cell.vm, %error, "guest stalled: its disk or console fails; it is tried again");
             }
             inner.complained = true;
-            return Some(Entry { due: now.plus(RETRY_MS), ..entry });
+            return Some(Entry { at: now.plus(RETRY_MS), due, ..entry });
         }
         inner.complained = false;
         cell.tick.store(inner.guest.registers().tick, Ordering::Relaxed);
@@ -276,12 +282,88 @@ fn visit(entry: Entry, now: Tick) -> Option<Entry> {
     if due <= now {
         due = now.plus(interval);
     }
-    Some(Entry { due, ..entry })
+    Some(Entry { at: due, due, ..entry })
 }
 
 fn tick(inner: &mut Inner) -> Result<(), Box<dyn std::error::Error>> {
-    let tick = inner.guest.tick()?;
-    let fence = inner.fence;
-    inner.console.tick(tick, fence)?;
+    // Every tick has its line before the next begins, also after a disk was full.
+    if !inner.line_owed {
+        inner.guest.tick()?;
+        inner.line_owed = true;
+    }
+    inner.console.tick(inner.guest.registers().tick, inner.fence)?;
+    inner.line_owed = false;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::drivers::embedded::disk::Disk;
+    use crate::drivers::embedded::program::Plan;
+    use crate::drivers::embedded::witness::{Consoles, check};
+    use crate::types::{GuestProgram, RegionNumber};
+
+    const VM: VmId = VmId { region: RegionNumber(1), incarnation: 1, number: 1 };
+
+    fn cell(directory: &std::path::Path, console: &std::path::Path) -> Arc<GuestCell> {
+        let plan = Plan::new(&GuestProgram { tick_ms: 10, ..GuestProgram::default() }, 0, 0);
+        let disk = Disk::create(&directory.join("disk"), plan.blocks).unwrap();
+        let console = Console::open(console, &"h".parse().unwrap()).unwrap();
+        GuestCell::new(VM, Guest::boot(plan, disk, 1).unwrap(), console, Fence::FIRST)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_ticks_at_its_rate_and_not_while_it_is_paused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let cell = cell(dir.path(), &path);
+        let scheduler = Scheduler::start(Clock::start());
+        scheduler.resume(&cell);
+        scheduler.resume(&cell); // twice is once
+        tokio::time::sleep(std::time::Duration::from_millis(1_005)).await;
+        assert_eq!(cell.tick(), 100);
+        cell.pause();
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        assert_eq!(cell.tick(), 100);
+        scheduler.resume(&cell);
+        tokio::time::sleep(std::time::Duration::from_millis(105)).await;
+        assert_eq!(cell.tick(), 110);
+        cell.end();
+        scheduler.resume(&cell);
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        assert_eq!(cell.tick(), 110);
+        let mut consoles = Consoles::default();
+        consoles.add(VM, &std::fs::read_to_string(path).unwrap());
+        assert_eq!(check(&consoles).violations, []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    #[allow(clippy::await_holding_lock, reason = "that is what is tried")]
+    async fn a_guest_whose_lock_is_taken_catches_up_a_little_and_delays_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two) = (dir.path().join("1"), dir.path().join("2"));
+        std::fs::create_dir(&one).unwrap();
+        std::fs::create_dir(&two).unwrap();
+        let (held, free) = (cell(&one, &one.join("console")), cell(&two, &two.join("console")));
+        let scheduler = Scheduler::start(Clock::start());
+        scheduler.resume(&held);
+        scheduler.resume(&free);
+        let lock = held.lock();
+        tokio::time::sleep(std::time::Duration::from_millis(1_005)).await;
+        assert_eq!(free.tick(), 100);
+        drop(lock);
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        assert_eq!(held.tick(), u64::from(CATCH_UP_TICKS_MAX));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_whose_console_is_full_stands_still() {
+        let dir = tempfile::tempdir().unwrap();
+        let cell = cell(dir.path(), std::path::Path::new("/dev/full"));
+        let scheduler = Scheduler::start(Clock::start());
+        scheduler.resume(&cell);
+        tokio::time::sleep(std::time::Duration::from_secs(10)).await;
+        assert_eq!(cell.registers().tick, 1);
+    }
 }

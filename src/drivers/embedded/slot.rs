@@ -109,8 +109,9 @@ impl Slot {
         result
     }
 
-    /// A repeat must mean the same VM, and a later attempt one of the same shape.
+    /// A repeat must mean the same VM, and a later attempt one of the same shape; the program must be one to bear.
     fn check_spec(&self, before: &Rules, spec: &VmSpec) -> Result<(), HostError> {
+        Plan::of(spec).check().map_err(|e| HostError::Refused { why: format!("{}: {e}", self.vm) })?;
         let now = self.now();
         let Some(known) = &now.spec else { return Ok(()) };
         let same = match before.power {
@@ -140,15 +141,15 @@ impl Slot {
                 return Err(error);
             }
             if *effect == Effect::Persist {
-                self.become_(next, details);
+                self.settle(next, details);
             }
             done.push(*effect);
         }
-        self.become_(next, details);
+        self.settle(next, details);
         Ok(())
     }
 
-    fn become_(&self, next: &Rules, details: &Details) {
+    fn settle(&self, next: &Rules, details: &Details) {
         let mut now = self.now();
         now.rules = next.clone();
         if details.spec.is_some() {

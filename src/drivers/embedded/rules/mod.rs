@@ -164,6 +164,11 @@ impl Rules {
         if got < self.fence { Err(Refusal::LowerFence { seen: self.fence, got }) } else { Ok(()) }
     }
 
+    /// A host that has seen this very fence gave the VM away under it, or has it: a transfer here carries a new one.
+    fn check_raised(&self, got: Fence) -> Result<(), Refusal> {
+        if got > self.fence { Ok(()) } else { Err(Refusal::No("a transfer raises the fence, this one does not")) }
+    }
+
     fn check_key(&self, key: SwitchKey) -> Result<(), Refusal> {
         match self.newest {
             Some(newest) if key.attempt < newest.attempt => {
@@ -270,6 +275,7 @@ impl Rules {
     fn prepare_receive(&self, key: SwitchKey, fence: Fence) -> Step {
         self.check_fence(fence)?;
         self.check_key(key)?;
+        self.check_raised(fence)?;
         if self.is_spent(key) {
             return Err(Refusal::No("this attempt is over"));
         }
@@ -312,6 +318,7 @@ impl Rules {
         if self.activated == Some(key) {
             return self.same();
         }
+        self.check_raised(fence)?;
         let next = Rules { fence, activated: Some(key), power: Power::Running, ..self.clone() };
         match self.power {
             Power::Receiving { key: mine, stage, .. } if mine == key => match stage {
@@ -477,13 +484,12 @@ impl Rules {
         self.check_key(key)?;
         let mut next = Rules { fence, power: Power::Absent, activated: None, ..self.clone() };
         next.spend(key);
-        if fence == self.fence {
-            return Err(Refusal::No("a transfer raises the fence, this one does not"));
-        }
+        self.check_raised(fence)?;
         match self.power {
             Power::Held { key: mine, .. } if mine != key => Err(Refusal::No("the VM is held by another attempt")),
             Power::Receiving { .. } => Err(Refusal::No("the VM is being received")),
             Power::Absent => Ok((next, vec![Effect::Persist])),
+            // Held by the law; in any other state a newer fence says that it lives elsewhere, and it ends (law 6.2).
             Power::Running | Power::Paused { .. } | Power::Held { .. } | Power::Stopped | Power::Lost => {
                 next.retired.insert(fence);
                 let effects = vec![
