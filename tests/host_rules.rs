@@ -1,5 +1,7 @@
 //! The rules of a host, searched exhaustively over small numbers and at random over larger ones.
 
+#![allow(clippy::print_stderr, reason = "figures that a person reads")]
+
 use std::collections::{BTreeSet, VecDeque};
 
 use novafed::drivers::SwitchKey;

@@ -1,6 +1,7 @@
 //! The store's promise (`src/store/mod.rs`), tried on a disk that crashes, lies, fills up and rots.
 //! Each case builds an image of the disk, opens it and checks: every acknowledged record is there and whole, nothing
 //! of a later transaction without an earlier one, or the opening refuses with an error that says what to do.
+#![allow(clippy::print_stderr, reason = "how many images were tried is part of the result")]
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -399,4 +400,23 @@ fn a_truncated_file_is_refused_or_whole() {
         world.check(image[..len].to_vec(), 7, 7, true, &|| format!("truncated at {len}"));
     }
     report(&world, "truncated");
+}
+
+#[test]
+#[should_panic(expected = "6 acknowledged, 6 attempted, 5 there")]
+fn the_check_finds_a_lost_record() {
+    let mut world = World::new();
+    let image = prepared(&world, 5);
+    world.check(image, 6, 6, true, &|| "planted".into());
+}
+
+#[test]
+#[should_panic(expected = "planted: rows")]
+fn the_check_finds_half_a_transaction() {
+    let mut world = World::new();
+    let disk = FaultBackend::holding(prepared(&world, 5));
+    let store = world.open(&disk, true).unwrap();
+    let half = world.runtime.block_on(store.transact(Work::New, |txn| txn.put(Table::Vms, &name(6), &row(6))));
+    half.unwrap();
+    world.check(disk.crash_image(Keep::None), 5, 6, true, &|| "planted".into());
 }

@@ -5,13 +5,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::migration::source::Source;
 use crate::decision::migration::target::Target;
-use crate::types::{ClusterId, Fence, JobId, MigrationStatus, PlanId, VmId, WallMillis};
+use crate::types::{ClusterId, Fence, JobId, MigrationStatus, PlanId, VmId, VmSpec, WallMillis};
 
 /// An open job on its source's side: where its journal begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceJobRecord {
     /// The state before the first journal entry.
     pub first: Source,
+    /// What moves.
+    pub spec: VmSpec,
     /// The plan that it came from.
     pub plan: Option<PlanId>,
     /// Cap on the transfer, bytes per second.
@@ -79,16 +81,27 @@ pub struct TargetJobEnded {
     pub ended_at: WallMillis,
 }
 
-/// A clean-up that is owed: the disk of a VM that moved away, after the retention window (law 7.3).
+/// What is owed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CleanupKind {
+    /// Destroy the copy of a VM that moved away, then, after the retention window, its disk (law 7.3).
+    Purge,
+    /// Remove a VM that its owner deleted.
+    Delete,
+}
+
+/// A clean-up that is owed at a host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cleanup {
-    /// The job whose transfer retired it.
-    pub job: JobId,
+    /// What.
+    pub kind: CleanupKind,
+    /// The job whose transfer retired it, if one did.
+    pub job: Option<JobId>,
     /// The VM.
     pub vm: VmId,
     /// Where the copy lies.
     pub cluster: ClusterId,
-    /// The fence it was retired with.
+    /// The fence it was retired or deleted with.
     pub fence: Fence,
     /// Not before.
     pub due: WallMillis,

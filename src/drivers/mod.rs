@@ -7,6 +7,7 @@
 //! It fits QEMU as `embedded` fits it: a channel is an opaque duplex byte stream that nodes relay without looking
 //! inside (QEMU: the NBD mirror is a resumable channel, the memory stream is not).
 
+pub mod conformance;
 pub mod embedded;
 
 use std::future::Future;

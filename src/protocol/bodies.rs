@@ -62,34 +62,24 @@ pub struct BulkHello {
 pub struct DirectoryMessage {
     /// Counts what it said in this incarnation; an older one is ignored.
     pub generation: u64,
+    /// The command of the sender (incarnation, number) up to which it has every answer.
+    pub acknowledged: Option<(u64, u64)>,
     /// Its clusters.
     pub clusters: Vec<ClusterView>,
 }
 
-/// An API request that another region must answer, as the client made it.
+/// An API request that another region must answer, as its API writes it down (`admin/region.rs`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ApiMessage {
-    /// HTTP method.
-    pub method: String,
-    /// Path and query.
-    pub path: String,
-    /// The client's key, if it is a mutation.
-    pub idempotency_key: Option<String>,
-    /// Further headers that the API reads, by lower-case name.
-    pub headers: Vec<(String, String)>,
-    /// Body.
-    pub body: Vec<u8>,
-    /// How often it was forwarded.
-    pub hops: u8,
+    /// The request.
+    pub request: Vec<u8>,
 }
 
 /// The answer to an [`ApiMessage`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ApiReply {
-    /// HTTP status.
-    pub status: u16,
-    /// Body.
-    pub body: Vec<u8>,
+    /// The reply.
+    pub reply: Vec<u8>,
 }
 
 /// A durable command, from the sender's outbox; repeated until it is acknowledged, done once.

@@ -113,7 +113,7 @@ pub struct Faults {
 /// A change that no sync has made durable.
 #[derive(Debug, Clone)]
 enum Change {
-    Sector { index: usize, bytes: [u8; SECTOR_BYTES] },
+    Sector { index: usize, bytes: Box<[u8; SECTOR_BYTES]> },
     Length(usize),
 }
 
@@ -348,7 +348,7 @@ impl StorageBackend for FaultBackend {
         disk.change(|disk| {
             (start / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES))
                 .map(|index| {
-                    let mut bytes = [0; SECTOR_BYTES];
+                    let mut bytes = Box::new([0; SECTOR_BYTES]);
                     let from = index * SECTOR_BYTES;
                     let old = &disk.cached[from..disk.cached.len().min(from + SECTOR_BYTES)];
                     bytes[..old.len()].copy_from_slice(old);

@@ -14,7 +14,7 @@ use std::any::Any;
 use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 
 use redb::{Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabase, TableError};
 use tokio::sync::watch;
@@ -31,7 +31,7 @@ type Bytes = &'static [u8];
 
 /// An open database with its keys.
 pub(super) struct Engine {
-    db: Mutex<Option<Arc<Database>>>,
+    db: RwLock<Option<Database>>,
     pub(super) sealer: Sealer,
     failure: watch::Sender<Option<StoreError>>,
     commits: AtomicU64,
@@ -61,12 +61,7 @@ impl Engine {
             Ok(result) => result?,
             Err(panic) => return Err(StoreError::Damaged { what: what.to_owned(), detail: panic }),
         };
-        Ok(Engine {
-            db: Mutex::new(Some(Arc::new(db))),
-            sealer,
-            failure: watch::Sender::new(None),
-            commits: AtomicU64::new(0),
-        })
+        Ok(Engine { db: RwLock::new(Some(db)), sealer, failure: watch::Sender::new(None), commits: AtomicU64::new(0) })
     }
 
     /// The failure that poisoned it, if any.
@@ -80,11 +75,30 @@ impl Engine {
         self.commits.load(Ordering::Relaxed)
     }
 
-    fn database(&self) -> Result<Arc<Database>, StoreError> {
+    /// Does `what` with the database unless it failed before or is closed; a failure or a panic in it poisons.
+    fn with<T>(
+        &self,
+        attempt: &'static str,
+        what: impl FnOnce(&Database) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         if let Some(failure) = self.failure() {
             return Err(failure);
         }
-        self.db.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(StoreError::Closed)
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = db.as_ref() else { return Err(StoreError::Closed) };
+        self.checked(attempt, guarded(|| what(db)))
+    }
+
+    fn checked<T>(
+        &self,
+        attempt: &'static str,
+        outcome: Result<Result<T, StoreError>, String>,
+    ) -> Result<T, StoreError> {
+        match outcome {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(self.poison(attempt, error)),
+            Err(panic) => Err(self.poison(attempt, panicked(panic))),
+        }
     }
 
     /// Remembers the first failure and wakes who waits for it; returns what callers get from now on.
@@ -107,25 +121,16 @@ impl Engine {
 
     /// What is committed now.
     pub(super) fn snapshot(&self) -> Result<Snapshot<'_>, StoreError> {
-        let db = self.database()?;
-        match guarded(|| db.begin_read().map_err(|e| StoreError::redb("beginning to read", e))) {
-            Ok(Ok(txn)) => Ok(Snapshot { engine: self, txn, tables: [const { None }; Area::COUNT] }),
-            Ok(Err(error)) => Err(self.poison("beginning to read", error)),
-            Err(panic) => Err(self.poison("beginning to read", panicked(panic))),
-        }
+        let begin = |db: &Database| db.begin_read().map_err(|e| StoreError::redb("beginning to read", e));
+        let txn = self.with("beginning to read", begin)?;
+        Ok(Snapshot { engine: self, txn, tables: [const { None }; Area::COUNT] })
     }
 
     /// Writes `changes` in one durable transaction.
     pub(super) fn commit(&self, changes: &Overlay) -> Result<(), StoreError> {
-        let db = self.database()?;
-        match guarded(|| self.write(&db, changes)) {
-            Ok(Ok(())) => {
-                self.commits.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            }
-            Ok(Err(error)) => Err(self.poison("committing", error)),
-            Err(panic) => Err(self.poison("committing", panicked(panic))),
-        }
+        self.with("committing", |db| self.write(db, changes))?;
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     fn write(&self, db: &Database, changes: &Overlay) -> Result<(), StoreError> {
@@ -154,11 +159,8 @@ impl Engine {
 
     /// Closes the file, marking it as shut down cleanly unless it failed before.
     pub(super) fn close(&self) -> Result<(), StoreError> {
-        let db = self.db.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(db) = db.and_then(Arc::into_inner) else {
-            // Closed already, or a reader still holds it: then its last user closes it.
-            return Ok(());
-        };
+        // Waits for a commit under way.
+        let Some(db) = self.db.write().unwrap_or_else(PoisonError::into_inner).take() else { return Ok(()) };
         match guarded(|| db.close().map_err(|e| StoreError::redb("closing", e))) {
             Ok(result) => result,
             Err(panic) => Err(panicked(panic)),
@@ -227,7 +229,7 @@ impl Snapshot<'_> {
             let guard = table.get(key).map_err(|e| StoreError::redb("reading", e))?;
             Ok(guard.map(|bytes| engine.sealer.open(area, key, bytes.value())))
         });
-        engine.checked(found)?.transpose()
+        engine.checked("reading", found)?.transpose()
     }
 
     /// Shows the rows between two keys, as they stand in the file, to `see` until it breaks.
@@ -250,7 +252,7 @@ impl Snapshot<'_> {
                 }
             }
         });
-        engine.checked(done)
+        engine.checked("reading", done)
     }
 
     /// Opens a value that [`Snapshot::visit`] showed.
@@ -259,16 +261,5 @@ impl Snapshot<'_> {
     }
     pub(super) fn transaction(&self) -> &ReadTransaction {
         &self.txn
-    }
-}
-
-impl Engine {
-    /// Poisons the store if redb failed or panicked while reading.
-    fn checked<T>(&self, outcome: Result<Result<T, StoreError>, String>) -> Result<T, StoreError> {
-        match outcome {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.poison("reading", error)),
-            Err(panic) => Err(self.poison("reading", panicked(panic))),
-        }
     }
 }

@@ -6,11 +6,12 @@ use std::ops::{Bound, ControlFlow};
 
 use serde::{Deserialize, Serialize};
 
-use super::Store;
+use super::engine::Snapshot;
 use super::error::StoreError;
-use super::tables::{Area, Table, check_key, job_key, journal_key, journal_sequence, key_text, prefix_end};
+use super::tables::{Area, Table, job_key, journal_key, journal_sequence, key_text, prefix_end};
 use super::txn::Txn;
 use super::value::{Marker, Plain, plain_of, value_of};
+use super::{Store, page_of};
 use crate::stored;
 use crate::types::JobId;
 use crate::types::limits::JOURNAL_ENTRY_BYTES_MAX;
@@ -111,18 +112,25 @@ impl Store {
     /// # Errors
     /// A read error, or [`StoreError::Damaged`] if one is missing.
     pub fn journal(&self, job: JobId) -> Result<Vec<(u64, Vec<u8>)>, StoreError> {
-        let prefix = job_key(job);
         let damaged = |detail: String| StoreError::Damaged { what: format!("journal of {job}"), detail };
+        let prefix = job_key(job);
+        let end = prefix_end(&prefix);
+        let range = (Bound::Included(&prefix[..]), end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
+        let mut snapshot = self.snapshot()?;
+        let covered = checkpoint_in(&mut snapshot, job)?.map_or(0, |checkpoint| checkpoint.upto);
         let mut events: Vec<(u64, Vec<u8>)> = Vec::new();
-        for (key, plain) in self.rows(Area::Journal, &prefix)? {
+        for (key, plain) in page_of(&mut snapshot, Area::Journal, range, usize::MAX)? {
             let sequence = journal_sequence(&key)?;
             if plain.marker != ENTRY {
                 return Err(damaged(format!("entry {sequence} is not a version 1 entry")));
             }
-            if let Some((before, _)) = events.last()
-                && before + 1 != sequence
-            {
-                return Err(damaged(format!("entry {} follows {before}", sequence)));
+            let follows = match events.last() {
+                Some((before, _)) => sequence == before + 1,
+                // Trimmed or not, what is missing in front is in the checkpoint.
+                None => sequence <= covered + 1,
+            };
+            if !follows {
+                return Err(damaged(format!("entry {} is missing", sequence - 1)));
             }
             events.push((sequence, plain.payload));
         }
@@ -134,8 +142,7 @@ impl Store {
     /// # Errors
     /// A read error.
     pub fn checkpoint(&self, job: JobId) -> Result<Option<Checkpoint>, StoreError> {
-        let plain = self.snapshot()?.get(Area::Checkpoints, &job_key(job))?;
-        plain.map(|plain| value_of(&plain, Area::Checkpoints.name(), &job.to_string())).transpose()
+        checkpoint_in(&mut self.snapshot()?, job)
     }
 
     /// The jobs that have not ended: the keys of [`Table::Jobs`], in key order.
@@ -152,14 +159,11 @@ impl Store {
             |key| StoreError::Damaged { what: Table::Jobs.name().into(), detail: format!("'{key}' is no job id") };
         jobs.into_iter().map(|job: Result<JobId, String>| job.map_err(bad)).collect()
     }
+}
 
-    /// All rows of a table whose key starts with `prefix`, opened.
-    pub(super) fn rows(&self, area: Area, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Plain)>, StoreError> {
-        check_key(prefix)?;
-        let end = prefix_end(prefix);
-        let range = (Bound::Included(prefix), end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
-        self.page(area, range, usize::MAX)
-    }
+fn checkpoint_in(snapshot: &mut Snapshot<'_>, job: JobId) -> Result<Option<Checkpoint>, StoreError> {
+    let plain = snapshot.get(Area::Checkpoints, &job_key(job))?;
+    plain.map(|plain| value_of(&plain, Area::Checkpoints.name(), &job.to_string())).transpose()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A small durable map. Owns: bytes by key for processes that need no more (a host's fences, holds and attempts).
 //! Always: the same checks, commits and promise as the store's (`mod.rs`); values are not encrypted.
 
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::path::Path;
 
 use super::backend::SharedBackend;
@@ -9,6 +9,7 @@ use super::engine::Engine;
 use super::error::StoreError;
 use super::open::{LockFile, file_backend, file_len, sync_dir_of};
 use super::overlay::Overlay;
+use super::page_of;
 use super::seal::Sealer;
 use super::tables::{Area, check_key};
 use super::value::{Marker, Plain, check_len};
@@ -94,18 +95,9 @@ impl DurableMap {
     /// # Errors
     /// A read error.
     pub fn iter(&self) -> Result<impl Iterator<Item = (Vec<u8>, Vec<u8>)>, StoreError> {
-        let mut snapshot = self.engine.snapshot()?;
-        let mut raw = Vec::new();
-        snapshot.visit(Area::Map, (Bound::Unbounded, Bound::Unbounded), false, |key, value| {
-            raw.push((key.to_vec(), value.to_vec()));
-            ControlFlow::Continue(())
-        })?;
-        let mut rows = Vec::with_capacity(raw.len());
-        for (key, value) in raw {
-            let plain = snapshot.open(Area::Map, &key, &value)?;
-            rows.push((key, plain.payload));
-        }
-        Ok(rows.into_iter())
+        let everything = (Bound::Unbounded, Bound::Unbounded);
+        let rows = page_of(&mut self.engine.snapshot()?, Area::Map, everything, usize::MAX)?;
+        Ok(rows.into_iter().map(|(key, plain)| (key, plain.payload)))
     }
 
     /// The failure of the medium that poisoned it, if there was one.
@@ -124,7 +116,30 @@ impl Drop for DurableMap {
 
 #[cfg(test)]
 mod tests {
+    use super::super::backend::{FaultBackend, Faults, Keep};
     use super::*;
+
+    #[test]
+    fn a_crash_leaves_a_batch_whole_or_not_at_all() {
+        let disk = FaultBackend::default();
+        let batch = |n: u8| [("fence", Some(vec![n])), ("hold", Some(vec![n]))];
+        DurableMap::on(SharedBackend::new(disk.clone())).unwrap().put_all(batch(1)).unwrap();
+        let image = disk.cached_image();
+        for at in 1.. {
+            let disk = FaultBackend::holding(image.clone());
+            disk.set_faults(Faults { crash_at_write: Some(at), ..Faults::default() });
+            let done = DurableMap::on(SharedBackend::new(disk.clone())).and_then(|map| map.put_all(batch(2)));
+            for keep in [Keep::None, Keep::All, Keep::Subset(at), Keep::Subset(at + 1000)] {
+                let torn = FaultBackend::holding(disk.crash_image(keep));
+                let map = DurableMap::on(SharedBackend::new(torn)).unwrap();
+                let read = ["fence", "hold"].map(|key| map.get(key.as_bytes()).unwrap().unwrap());
+                assert!(read == [[2], [2]] || (done.is_err() && read == [[1], [1]]), "write {at}, {keep:?}: {read:?}");
+            }
+            if done.is_ok() {
+                break;
+            }
+        }
+    }
 
     #[test]
     fn a_batch_is_there_after_reopening() {

@@ -222,6 +222,16 @@ impl Store {
         self.inner.writer.runner.incarnation
     }
 
+    /// Free bytes of the state's file system, if the system says.
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.inner.writer.runner.space.free()
+    }
+
+    /// Below so much free space new work is refused.
+    pub fn reserve_bytes(&self) -> u64 {
+        self.inner.writer.runner.reserve_bytes
+    }
+
     /// Whose state it is.
     pub fn region(&self) -> &RegionName {
         &self.inner.identity.region
@@ -269,7 +279,7 @@ impl Store {
             return Ok(Vec::new());
         }
         let range = (from, end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
-        let rows = self.page(table.into(), range, limit)?;
+        let rows = page_of(&mut self.snapshot()?, table.into(), range, limit)?;
         rows.into_iter().map(|(key, plain)| typed_row(table, key, &plain)).collect()
     }
 
@@ -328,20 +338,32 @@ impl Store {
         self.inner.engine.snapshot()
     }
 
-    fn page(&self, area: Area, range: (Edge<'_>, Edge<'_>), limit: usize) -> Result<Vec<(Vec<u8>, Plain)>, StoreError> {
-        let mut raw = Vec::new();
-        let mut snapshot = self.snapshot()?;
-        if limit > 0 {
-            snapshot.visit(area, range, false, |key, value| {
-                raw.push((key.to_vec(), value.to_vec()));
-                if raw.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            })?;
-        }
-        raw.into_iter()
-            .map(|(key, value)| {
-                let plain = snapshot.open(area, &key, &value)?;
-                Ok((key, plain))
-            })
-            .collect()
+    /// All rows of a table whose key starts with `prefix`, opened.
+    fn rows(&self, area: Area, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Plain)>, StoreError> {
+        let end = prefix_end(prefix);
+        let range = (Bound::Included(prefix), end.as_deref().map_or(Bound::Unbounded, Bound::Excluded));
+        page_of(&mut self.snapshot()?, area, range, usize::MAX)
     }
+}
+
+/// At most `limit` rows of a range, opened.
+fn page_of(
+    snapshot: &mut Snapshot<'_>,
+    area: Area,
+    range: (Edge<'_>, Edge<'_>),
+    limit: usize,
+) -> Result<Vec<(Vec<u8>, Plain)>, StoreError> {
+    let mut raw = Vec::new();
+    if limit > 0 {
+        snapshot.visit(area, range, false, |key, value| {
+            raw.push((key.to_vec(), value.to_vec()));
+            if raw.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+    }
+    raw.into_iter()
+        .map(|(key, value)| {
+            let plain = snapshot.open(area, &key, &value)?;
+            Ok((key, plain))
+        })
+        .collect()
 }

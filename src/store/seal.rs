@@ -1,6 +1,7 @@
 //! Values as they stand in the file. Owns: the layout, encryption and its keys in use.
 //! Always: XChaCha20-Poly1305 with a random 24-byte nonce per value; table, key, kind, version and key id are
 //! authenticated, so a value can't be moved, relabelled or downgraded; a store with a key takes no plain value.
+//! Keys (ids and names) are not encrypted: the tree is sorted by them.
 //!
 //! ```text
 //! sealed: 2 | kind 4 | version 1 | key id 4 | nonce 24 | ciphertext | tag 16

@@ -227,3 +227,88 @@ pub(super) fn typed_row<V: Stored>(table: Table, key: Vec<u8>, plain: &Plain) ->
     let value = value_of(plain, table.name(), &key)?;
     Ok((key, value))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::backend::SharedBackend;
+    use super::super::seal::Sealer;
+    use super::super::value::Marker;
+    use super::*;
+    use proptest::prelude::*;
+
+    const MARKER: Marker = Marker { kind: *b"test", version: 1 };
+
+    fn plain(n: u8) -> Plain {
+        Plain { marker: MARKER, payload: vec![n] }
+    }
+
+    /// Puts (`Some`) and deletions (`None`) of one-byte keys.
+    fn writes() -> impl Strategy<Value = Vec<(u8, Option<u8>)>> {
+        proptest::collection::vec((0..12u8, proptest::option::of(any::<u8>())), 0..10)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn layers_read_like_one_map(
+            committed in writes(),
+            earlier in writes(),
+            own in writes(),
+            refused in writes(),
+            low in 0..12u8,
+            high in 0..12u8,
+        ) {
+            let engine = Engine::open(SharedBackend::memory(), "a test", 1 << 20, Sealer::plain(), true).unwrap();
+            let counters = Counters::default();
+            let incarnation = Incarnation { counter: 1, nonce: 1 };
+            let mut model = BTreeMap::new();
+            let mut base = Overlay::new();
+            for (key, value) in &committed {
+                base.set(Area::Map, vec![*key], value.map(plain));
+                model.insert(*key, *value);
+            }
+            engine.commit(&base).unwrap();
+            let mut group = Group::new(&engine, &counters, incarnation);
+            let apply = |txn: &mut Txn<'_, '_>, writes: &[(u8, Option<u8>)]| {
+                for (key, value) in writes {
+                    match value {
+                        Some(n) => txn.put_plain(Area::Map, vec![*key], plain(*n)).unwrap(),
+                        None => txn.delete_plain(Area::Map, vec![*key]),
+                    }
+                }
+            };
+            let mut txn = Txn::new(&mut group);
+            apply(&mut txn, &earlier);
+            txn.accept();
+            let mut txn = Txn::new(&mut group);
+            apply(&mut txn, &refused);
+            drop(txn);
+            let mut txn = Txn::new(&mut group);
+            apply(&mut txn, &own);
+            model.extend(earlier.iter().chain(&own).copied());
+
+            let model: BTreeMap<u8, u8> = model.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+            let (low, high) = (low.min(high), low.max(high));
+            let (from, to) = ([low], [high]);
+            let range = (Bound::Included(&from[..]), Bound::Included(&to[..]));
+            let rows = txn.range_plain(Area::Map, range).unwrap();
+            let rows: Vec<_> = rows.into_iter().map(|(key, plain)| (key[0], plain.payload[0])).collect();
+            prop_assert_eq!(&rows, &model.range(low..=high).map(|(key, value)| (*key, *value)).collect::<Vec<_>>());
+            let keys: Vec<_> = txn.keys(Area::Map, range).unwrap().into_iter().map(|key| key[0]).collect();
+            prop_assert_eq!(keys, rows.iter().map(|row| row.0).collect::<Vec<_>>());
+            let last = txn.last_key(Area::Map, range).unwrap().map(|key| key[0]);
+            prop_assert_eq!(last, rows.last().map(|row| row.0));
+            for key in 0..12 {
+                let got = txn.get_plain(Area::Map, &[key]).unwrap().map(|plain| plain.payload[0]);
+                prop_assert_eq!(got, model.get(&key).copied());
+            }
+            txn.accept();
+            engine.commit(&group.into_writes()).unwrap();
+            let mut snapshot = engine.snapshot().unwrap();
+            for key in 0..12 {
+                let got = snapshot.get(Area::Map, &[key]).unwrap().map(|plain| plain.payload[0]);
+                prop_assert_eq!(got, model.get(&key).copied());
+            }
+        }
+    }
+}

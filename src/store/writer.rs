@@ -3,7 +3,6 @@
 //! lingering; a caller hears of its transaction only after the commit that holds it, and of a refusal only after the
 //! commit that holds what the refusal was based on; a closure that panics or refuses takes nothing else with it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,17 +62,20 @@ where
         counts
     }
     fn reply(self: Box<Self>, failed: Option<StoreError>) {
-        let Call { closure, outcome, reply, .. } = *self;
-        let outcome = match (failed, outcome) {
+        let outcome = match (failed, self.outcome) {
             (Some(error), _) => Err(TransactError::Store(error)),
             (None, Some(outcome)) => outcome,
             (None, None) => Err(TransactError::Store(StoreError::Closed)),
         };
-        // What a closure captured may panic when dropped; that must not take the writer with it.
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(closure)));
         // Nobody listens if the caller gave up: the commit stands all the same.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(reply.send(outcome))));
-        drop(dropped);
+        let _ = self.reply.send(outcome);
+    }
+}
+
+/// Replies to a task. What it captured may panic when dropped; that must not take the writer with it.
+fn reply(task: Box<dyn Task>, failed: Option<StoreError>) {
+    if let Err(message) = guarded(|| task.reply(failed)) {
+        tracing::error!(message, "what a transaction captured panicked when dropped");
     }
 }
 
@@ -133,12 +135,12 @@ impl Runner {
         let mut group = Group::new(&self.engine, &self.counters, self.incarnation);
         for mut task in tasks.drain(..) {
             if let Some(failure) = &failure {
-                task.reply(Some(failure.clone()));
+                reply(task, Some(failure.clone()));
                 continue;
             }
             if let (Work::New, Some(short)) = (task.class(), &short) {
                 self.figures.refused_for_space.fetch_add(1, Ordering::Relaxed);
-                task.reply(Some(short.clone()));
+                reply(task, Some(short.clone()));
                 continue;
             }
             let mut txn = Txn::new(&mut group);
@@ -153,7 +155,7 @@ impl Runner {
         // The medium may have failed in a read, too: then what a closure answered may rest on it.
         let failed = committed.err().or_else(|| self.engine.failure());
         for task in ran {
-            task.reply(failed.clone());
+            reply(task, failed.clone());
         }
     }
 

@@ -81,7 +81,7 @@ impl fmt::Display for ErrorCode {
 }
 
 /// An error that a person can act on: what was attempted on what and why it failed (`message`), what to do (`hint`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error, utoipa::ToSchema)]
 #[error("{message}")]
 pub struct ApiError {
     /// Its code.

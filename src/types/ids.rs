@@ -46,6 +46,23 @@ macro_rules! serde_as_text {
     };
 }
 
+/// How a type that is written as text stands in the API's description.
+macro_rules! schema_as_text {
+    ($name:ident, $pattern:expr, $example:expr) => {
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                utoipa::openapi::ObjectBuilder::new()
+                    .schema_type(utoipa::openapi::schema::Type::String)
+                    .pattern(Some($pattern))
+                    .examples([$example])
+                    .into()
+            }
+        }
+        impl utoipa::ToSchema for $name {}
+    };
+}
+pub(crate) use schema_as_text;
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -70,6 +87,7 @@ macro_rules! name {
             }
         }
         serde_as_text!($name);
+        schema_as_text!($name, "^[a-z0-9-]{1,63}$", "eu-a");
     };
 }
 
@@ -99,7 +117,7 @@ name!(
 );
 
 /// The number by which the registry knows a region; never reused (architecture §5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RegionNumber(pub u32);
 
 impl fmt::Display for RegionNumber {
@@ -150,6 +168,7 @@ macro_rules! minted {
             }
         }
         serde_as_text!($name);
+        schema_as_text!($name, concat!("^", $kind, "(-[0-9]+){3}$"), concat!($kind, "-1-3-17"));
     };
 }
 

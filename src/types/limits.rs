@@ -61,10 +61,30 @@ pub const STORE_RESERVE_BYTES: u64 = 64 * MIB;
 pub const RESTARTS_MAX: u32 = 5;
 /// The sliding window of [`RESTARTS_MAX`].
 pub const RESTART_WINDOW_MS: Millis = Millis(10_000);
+/// Shortest and longest pause before a restart.
+pub const RESTART_PAUSE_MS_MIN: Millis = Millis(50);
+/// See [`RESTART_PAUSE_MS_MIN`]. So short that a child which fails at once does exhaust its budget.
+pub const RESTART_PAUSE_MS_MAX: Millis = Millis(1_000);
+/// Longest pause before a child whose dependency was down is tried again.
+pub const RESTART_WAIT_MS_MAX: Millis = Millis(5_000);
+/// How long a child may take to start: it may have to fold a journal.
+pub const START_MS_MAX: Millis = Millis(30_000);
 /// Crashes of one job, over all lives of the process, before it is quarantined.
 pub const JOB_CRASHES_MAX: u32 = 3;
 /// How long a child may take to stop before it is killed.
 pub const STOP_MS_MAX: Millis = Millis(5_000);
+/// How long a whole region may take to stop, however many children it has; then the process ends with what hangs.
+pub const REGION_STOP_MS_MAX: Millis = Millis(60_000);
+/// Requests (add, stop, restart a child) that may wait at one supervisor.
+pub const SUPERVISOR_REQUESTS_MAX: usize = 1024;
+/// Messages that may wait in one mailbox, by class: fencing and heartbeat, consensus, control, migration, telemetry.
+pub const MAILBOX_MAX: [usize; 5] = [1024, 4096, 1024, 1024, 1024];
+/// Messages of an actor to itself (answers, timers, results) that may wait in its mailbox.
+pub const MAILBOX_OWN_MAX: usize = 16_384;
+/// First and last advice of a mailbox that is full when to try again.
+pub const BUSY_RETRY_MS_MIN: Millis = Millis(5);
+/// See [`BUSY_RETRY_MS_MIN`].
+pub const BUSY_RETRY_MS_MAX: Millis = Millis(1_000);
 /// Jobs that one region runs at once; more wait in line.
 pub const JOBS_RUNNING_MAX: usize = 64;
 
@@ -87,6 +107,24 @@ pub const RETENTION_MS: Millis = Millis(3_600_000);
 // -- admin ------------------------------------------------------------------
 /// Body of one API request.
 pub const API_BODY_BYTES_MAX: usize = MIB as usize;
+/// Head of one API request: request line and headers.
+pub const API_HEAD_BYTES_MAX: usize = 16 * KIB as usize;
+/// Headers of one API request.
+pub const API_HEADERS_MAX: usize = 64;
+/// A head or a body that takes longer to arrive is given up.
+pub const API_READ_MS_MAX: Millis = Millis(10_000);
+/// Connections to the admin socket at once; one more is answered `BUSY` and closed.
+pub const API_CONNECTIONS_MAX: usize = 256;
+/// Requests at work at once; one more is answered `BUSY`.
+pub const API_REQUESTS_MAX: usize = 128;
+/// Clients that follow events at once.
+pub const API_WATCHES_MAX: usize = 64;
+/// Deadline of an API request unless the client says otherwise.
+pub const API_DEADLINE_MS: Millis = Millis(30_000);
+/// The longest deadline that a client may ask for.
+pub const API_DEADLINE_MS_MAX: Millis = Millis(300_000);
+/// What a client that was answered `BUSY` is asked to wait.
+pub const API_RETRY_MS: Millis = Millis(200);
 /// Items on one page of a list.
 pub const API_PAGE_MAX: usize = 500;
 /// How long an idempotency key is remembered, counted in requests kept.
@@ -96,8 +134,13 @@ pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 
 const _: () = assert!(JOURNAL_ENTRY_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(JOURNAL_ENTRY_BYTES_MAX <= VALUE_BYTES_MAX);
-const _: () = assert!(API_BODY_BYTES_MAX < FRAME_BYTES_MAX, "a forwarded request must fit into a frame");
+const _: () =
+    assert!(API_BODY_BYTES_MAX + API_HEAD_BYTES_MAX < FRAME_BYTES_MAX, "a forwarded request must fit into a frame");
+const _: () = assert!(API_REQUESTS_MAX < API_CONNECTIONS_MAX && API_WATCHES_MAX < API_CONNECTIONS_MAX);
 const _: () = assert!(BLOCK_BYTES_MAX.is_multiple_of(PAGE_BYTES) && BLOCK_BYTES_MAX.is_multiple_of(DISK_BLOCK_BYTES));
 const _: () = assert!(TRANSFER_BUFFER_BYTES_MAX >= 4 * BLOCK_BYTES_MAX);
+const _: () = assert!(RESTART_PAUSE_MS_MAX.0 * (RESTARTS_MAX as u64) < RESTART_WINDOW_MS.0);
+const _: () = assert!(STOP_MS_MAX.0 < REGION_STOP_MS_MAX.0);
+const _: () = assert!(RESTART_PAUSE_MS_MIN.0 <= RESTART_PAUSE_MS_MAX.0);
 const _: () = assert!(HEARTBEAT_MS.0 * 2 < LINK_IDLE_MS_MAX.0);
 const _: () = assert!(DOWNTIME_MS_MAX.0 < SWITCH_DEADLINE_MS.0);

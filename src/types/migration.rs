@@ -120,7 +120,7 @@ pub struct MigrationOptions {
 }
 
 /// A plan (plan: `MigrationPlan`). Durations in the JSON are nanoseconds with an `…Ms` twin (requirements §4).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationPlan {
     /// Its id.
@@ -208,7 +208,7 @@ impl JobState {
 }
 
 /// How a job stands (plan: `MigrationStatus`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationStatus {
     /// The job.

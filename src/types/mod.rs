@@ -9,6 +9,7 @@ pub mod guest;
 pub mod ids;
 pub mod limits;
 pub mod migration;
+pub mod suggest;
 pub mod switch;
 pub mod units;
 pub mod vm;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Attempt, ClusterId, Fence, GuestProgram, JobId, NamespaceName, RegionName, VmId, VmName, WallMillis};
 
 /// What a client asks for (plan: `VMSpec`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VmSpec {
     /// Unique per (namespace, region).
@@ -62,7 +62,7 @@ pub enum GuestPower {
 }
 
 /// The owning region's record of a VM (architecture §5: a VM's spec and power state).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VmRecord {
     /// Its id.
@@ -87,14 +87,32 @@ pub struct VmRecord {
     pub created_at: WallMillis,
 }
 
-/// Where a VM is or goes.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// Where a VM is or goes. In JSON it is the text `region/cluster`, in the store and on the wire its two names.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// The region.
     pub region: RegionName,
     /// The cluster in it.
     pub cluster: ClusterId,
 }
+
+impl Serialize for Place {
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        if s.is_human_readable() { s.collect_str(self) } else { (&self.region, &self.cluster).serialize(s) }
+    }
+}
+
+impl<'de> Deserialize<'de> for Place {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        if d.is_human_readable() {
+            String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+        } else {
+            <(RegionName, ClusterId)>::deserialize(d).map(|(region, cluster)| Place { region, cluster })
+        }
+    }
+}
+
+super::ids::schema_as_text!(Place, "^[a-z0-9-]{1,63}/[a-z0-9-]{1,63}$", "eu/eu-a");
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -31,7 +31,7 @@ pub fn incarnation(counter: u64) -> Incarnation {
 }
 
 pub fn capacity() -> Resources {
-    Resources { cpu: 64, memory_bytes: 64 * GIB, disk_bytes: 64 * GIB }
+    Resources { cpu: 10_000, memory_bytes: 64 * GIB, disk_bytes: 64 * GIB }
 }
 
 /// A busy guest of a few MiB that ticks each 5 ms.

@@ -30,7 +30,8 @@ fn state(s: ClusterState) -> &'static str {
     }
 }
 
-pub(super) fn rejection(why: &Rejection) -> String {
+/// Why a cluster was not taken, in words.
+pub fn rejection(why: &Rejection) -> String {
     match why {
         Rejection::Region { asked } => format!("region {asked} was asked for"),
         Rejection::Cluster { asked } => format!("cluster {asked} was asked for"),

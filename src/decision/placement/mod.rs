@@ -5,6 +5,8 @@
 
 mod explain;
 
+pub use explain::rejection;
+
 use serde::{Deserialize, Serialize};
 
 use crate::types::{ClusterId, ClusterState, ClusterView, Millis, Place, RegionName, Resources, VmSpec};

@@ -18,6 +18,9 @@ use crate::drivers::{BoxFuture, Channel, Duplex, End, HostCall, HostError, HostR
 use crate::types::limits::{REDIAL_MS_MIN, REQUEST_MS};
 use crate::types::{ClusterId, Incarnation, Millis, OperationId, RegionName, Resources};
 
+/// How long somebody who only looks waits.
+const OBSERVE_MS_MAX: Millis = Millis(30_000);
+
 /// What a driver says of its node and its cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DriverOptions {
@@ -136,7 +139,8 @@ impl EmbeddedDriver {
     }
 
     async fn open_now(&self, key: SwitchKey, channel: Channel, end: End) -> Result<UnixStream, HostError> {
-        // The session introduces the cluster; a channel may be the first thing that a node opens.
+        // The session introduces the cluster to the host; a channel may be the first thing that a node opens.
+        self.link().await.map_err(unreachable)?;
         let purpose = Purpose::Channel {
             region: self.options.region.clone(),
             incarnation: self.options.incarnation,
@@ -145,10 +149,12 @@ impl EmbeddedDriver {
             channel,
             end,
         };
-        self.greet(purpose).await.map_err(|error| {
-            error.unwrap_or(HostError::Failed { why: "the host can't be reached; nothing was opened".into() })
-        })
+        self.greet(purpose).await.map_err(unreachable)
     }
+}
+
+fn unreachable(error: Option<HostError>) -> HostError {
+    error.unwrap_or(HostError::Failed { why: "the host can't be reached; nothing was opened".into() })
 }
 
 struct Forget<'a> {
@@ -187,6 +193,23 @@ async fn say_hello(stream: &mut UnixStream, purpose: Purpose) -> Result<Result<w
     };
     let late = |_| WireError::Io(io::ErrorKind::TimedOut.into());
     tokio::time::timeout(REQUEST_MS.duration(), exchange).await.map_err(late)?
+}
+
+/// Asks the host that serves `directory` something that changes nothing, past the node that runs the cluster.
+pub async fn observe(directory: &std::path::Path, cluster: &ClusterId, call: HostCall) -> Result<HostReply, HostError> {
+    let purpose = Purpose::Observe { cluster: cluster.clone(), call };
+    let exchange = async {
+        let mut stream = dial(directory).await?;
+        wire::write(&mut stream, &Hello { protocol: HOST_PROTOCOL, purpose }).await?;
+        let ended = || WireError::Io(io::ErrorKind::UnexpectedEof.into());
+        wire::read::<Result<HostReply, HostError>>(&mut stream).await?.ok_or_else(ended)
+    };
+    // A snapshot writes all of a guest's memory and disk.
+    match tokio::time::timeout(OBSERVE_MS_MAX.duration(), exchange).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => Err(HostError::Unknown { why: error.to_string() }),
+        Err(_) => Err(HostError::Unknown { why: format!("no answer within {OBSERVE_MS_MAX}") }),
+    }
 }
 
 /// Asks something of the process that serves `directory`.

@@ -37,6 +37,11 @@ struct Meter {
     smooth: Option<(u64, u64)>,
 }
 
+/// Room for a block that is written; none for a guest that writes none, of which there may be thousands.
+fn block_buffer(plan: &Plan) -> Box<[u8]> {
+    vec![0; if plan.resident_blocks > 0 { DISK_BLOCK_BYTES } else { 0 }].into_boxed_slice()
+}
+
 /// A guest.
 pub struct Guest {
     plan: Plan,
@@ -50,7 +55,7 @@ pub struct Guest {
 impl Guest {
     /// Boots from `disk`, the first time filling it. `lineage` is random.
     pub fn boot(plan: Plan, mut disk: Disk, lineage: u64) -> Result<Guest, DiskError> {
-        let mut buffer = vec![0; DISK_BLOCK_BYTES].into_boxed_slice();
+        let mut buffer = block_buffer(&plan);
         let (boot, tick) = match disk.superblock()? {
             None => {
                 for block in 1..=plan.resident_blocks {
@@ -89,7 +94,8 @@ impl Guest {
     pub fn of_parts(plan: Plan, memory: Memory, disk: Disk, registers: Registers) -> Guest {
         // Window 0 belongs to what was written before the meter ran.
         let meter = Meter { window: 1, ..Meter::default() };
-        Guest { plan, memory, disk, registers, meter, buffer: vec![0; DISK_BLOCK_BYTES].into_boxed_slice() }
+        let buffer = block_buffer(&plan);
+        Guest { plan, memory, disk, registers, meter, buffer }
     }
 
     /// Advances by one tick. On an error nothing but disk blocks of this very tick has changed: call it again.

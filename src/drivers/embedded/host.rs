@@ -88,6 +88,8 @@ pub struct Session {
     region: RegionName,
     incarnation: Incarnation,
     latest: watch::Receiver<Incarnation>,
+    /// Held shared while a call of this region changes something.
+    busy: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Session {
@@ -96,6 +98,17 @@ impl Session {
         let mine = self.incarnation;
         // An error means that the host is gone, which ends the session as well.
         let _ = self.latest.wait_for(|latest| *latest != mine).await;
+    }
+}
+
+struct Region {
+    latest: watch::Sender<Incarnation>,
+    busy: Arc<tokio::sync::RwLock<()>>,
+}
+
+impl Region {
+    fn new(incarnation: Incarnation) -> Region {
+        Region { latest: watch::Sender::new(incarnation), busy: Arc::default() }
     }
 }
 
@@ -118,7 +131,7 @@ pub struct Host {
     pub faults: Faults,
     slots: Mutex<BTreeMap<(ClusterId, VmId), Arc<Slot>>>,
     clusters: Mutex<BTreeMap<ClusterId, Cluster>>,
-    regions: Mutex<BTreeMap<RegionName, watch::Sender<Incarnation>>>,
+    regions: Mutex<BTreeMap<RegionName, Region>>,
     /// One hello at a time: judging an incarnation and making it durable may not interleave with another.
     greeting: tokio::sync::Mutex<()>,
     operations: Mutex<Operations>,
@@ -151,7 +164,7 @@ impl Host {
                     slots.insert((cluster.clone(), vm), Slot::new(cluster, vm, rules, spec));
                 }
                 Key::Region(region) => {
-                    regions.insert(region, watch::Sender::new(decode::<Incarnation>(&row)?));
+                    regions.insert(region, Region::new(decode(&row)?));
                 }
                 Key::Cluster(cluster) => {
                     clusters.insert(cluster, Cluster { row: decode(&row)?, used: BTreeMap::new() });
@@ -205,10 +218,15 @@ impl Host {
         let disks = self.directory.join("disks");
         let entries = std::fs::read_dir(&disks).map_err(|source| HostOpenError::Directory { path: disks, source })?;
         for path in entries.flatten().map(|entry| entry.path()) {
-            if !slots.iter().any(|slot| slot.owns(self, &path)) {
-                // An effect that a kill cut off: the record that names the file was never written, or is gone.
-                tracing::info!(path = %path.display(), "removing a disk that no VM names");
-                let _ = std::fs::remove_file(&path);
+            match slots.iter().find_map(|slot| slot.keeps(self, &path)) {
+                Some(true) => {}
+                // An effect that a kill cut off: its record says that the file is not needed.
+                Some(false) => {
+                    tracing::info!(path = %path.display(), "removing a disk that its VM does not name any more");
+                    let _ = std::fs::remove_file(&path);
+                }
+                // Nothing is deleted by inference (law 7.3): perhaps the state was lost, not the VM.
+                None => tracing::warn!(path = %path.display(), "a disk of no known VM; it is left alone"),
             }
         }
         Ok(())
@@ -243,10 +261,16 @@ impl Host {
         offers: &[ClusterOffer],
     ) -> Result<Session, HostError> {
         let _one = self.greeting.lock().await;
-        let known = locked(&self.regions).get(region).map(|latest| *latest.borrow());
+        let known = locked(&self.regions).get(region).map(|known| *known.latest.borrow());
         if let (IncarnationVerdict::Stale, Some(known)) = (Incarnation::judge(known, incarnation), known) {
             return Err(HostError::StaleIncarnation { known, presented: incarnation });
         }
+        // What an earlier incarnation began is over before this one sees anything, and begins nothing more.
+        let busy = locked(&self.regions).get(region).map(|known| Arc::clone(&known.busy));
+        let _alone = match &busy {
+            Some(busy) if known != Some(incarnation) => Some(busy.write().await),
+            Some(_) | None => None,
+        };
         let mut changes = Vec::new();
         if known != Some(incarnation) {
             let key = postcard::to_stdvec(&Key::Region(region.clone())).expect("keys always encode");
@@ -277,9 +301,10 @@ impl Host {
                 .or_insert_with(|| Cluster { row, used: BTreeMap::new() });
         }
         let mut regions = locked(&self.regions);
-        let latest = regions.entry(region.clone()).or_insert_with(|| watch::Sender::new(incarnation));
-        latest.send_replace(incarnation);
-        Ok(Session { region: region.clone(), incarnation, latest: latest.subscribe() })
+        let known = regions.entry(region.clone()).or_insert_with(|| Region::new(incarnation));
+        known.latest.send_replace(incarnation);
+        let busy = Arc::clone(&known.busy);
+        Ok(Session { region: region.clone(), incarnation, latest: known.latest.subscribe(), busy })
     }
 
     /// Checks that the session is not superseded and may speak for `cluster`.
@@ -294,6 +319,19 @@ impl Host {
         }
     }
 
+    /// Performs a call that changes nothing, without a session: for people, judges and tests.
+    pub async fn observe(self: &Arc<Host>, cluster: &ClusterId, call: HostCall) -> Result<HostReply, HostError> {
+        match call {
+            HostCall::Capabilities
+            | HostCall::Inventory
+            | HostCall::Get { .. }
+            | HostCall::DirtyRate { .. }
+            | HostCall::Progress { .. }
+            | HostCall::Snapshot { .. } => self.perform(cluster, call).await,
+            _ => Err(HostError::Refused { why: "who only looks may not change anything".into() }),
+        }
+    }
+
     /// Performs a call. It goes on to its end even if the caller stops waiting.
     pub async fn call(
         self: &Arc<Host>,
@@ -303,13 +341,14 @@ impl Host {
         call: HostCall,
     ) -> Result<HostReply, HostError> {
         self.check(session, cluster)?;
-        let (host, cluster) = (Arc::clone(self), cluster.clone());
-        let task = tokio::spawn(async move { host.call_with_faults(&cluster, operation, call).await });
+        let (host, session, cluster) = (Arc::clone(self), session.clone(), cluster.clone());
+        let task = tokio::spawn(async move { host.call_with_faults(&session, &cluster, operation, call).await });
         task.await.unwrap_or_else(|panic| Err(HostError::Unknown { why: format!("the call panicked: {panic}") }))
     }
 
     async fn call_with_faults(
         self: &Arc<Host>,
+        session: &Session,
         cluster: &ClusterId,
         operation: OperationId,
         call: HostCall,
@@ -322,7 +361,10 @@ impl Host {
             Some(Fault::SaysFailed | Fault::Dies | Fault::Forgets) | None => {}
         }
         let vm = Event::of_call(&call).map(|(vm, _)| vm);
+        let busy = session.busy.read().await;
+        self.check(session, cluster)?;
         let reply = self.remembered_call(cluster, operation, call).await;
+        drop(busy);
         match (fault, reply) {
             (Some(Fault::SaysFailed), Ok(_)) => Err(HostError::Failed { why: "planned fault".into() }),
             (Some(Fault::Forgets), Ok(HostReply::Inventory(_))) => Ok(HostReply::Inventory(Vec::new())),

@@ -163,7 +163,7 @@ pub async fn stop(directory: &Path) -> Result<(), LaunchError> {
     if !asked {
         signal(process, Signal::TERM);
     }
-    if gone(directory, STOP_HOST_MS_MAX).await? {
+    if gone(directory, process, STOP_HOST_MS_MAX).await? {
         return Ok(());
     }
     kill(directory).await
@@ -173,7 +173,7 @@ pub async fn stop(directory: &Path) -> Result<(), LaunchError> {
 pub async fn kill(directory: &Path) -> Result<(), LaunchError> {
     let Some(process) = running(directory)? else { return Ok(()) };
     signal(process, Signal::KILL);
-    if gone(directory, Millis(5_000)).await? {
+    if gone(directory, process, Millis(5_000)).await? {
         return Ok(());
     }
     Err(LaunchError::Stubborn { directory: directory.to_owned() })
@@ -186,10 +186,11 @@ fn signal(process: ProcessId, signal: Signal) {
     }
 }
 
-async fn gone(directory: &Path, within: Millis) -> Result<bool, LaunchError> {
+/// Whether the process has gone and its lock with it.
+async fn gone(directory: &Path, process: ProcessId, within: Millis) -> Result<bool, LaunchError> {
     let clock = Clock::start();
     while clock.now().0 < within.0 {
-        if holder(directory).map_err(io_error("looking at the lock of", directory))?.is_none() {
+        if !process.lives() && holder(directory).map_err(io_error("looking at the lock of", directory))?.is_none() {
             return Ok(true);
         }
         tokio::time::sleep(LOOK_AGAIN).await;

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::FlockOperation;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
@@ -319,6 +320,10 @@ async fn serve(server: &Arc<Server>, mut stream: UnixStream) -> Result<(), Serve
             let result = admin(server, call);
             Ok(wire::write(&mut stream, &result).await?)
         }
+        Purpose::Observe { cluster, call } => {
+            let result = server.host.observe(&cluster, call).await;
+            Ok(wire::write(&mut stream, &result).await?)
+        }
         Purpose::Session { region, incarnation, clusters } => {
             match server.host.attach(&region, incarnation, &clusters).await {
                 Err(error) => Ok(wire::write(&mut stream, &refusal(error)).await?),
@@ -387,7 +392,11 @@ async fn serve_session(server: &Arc<Server>, session: Session, stream: UnixStrea
     let (answers, mut outgoing) = mpsc::channel::<Response>(CALLS_MAX);
     let write = async {
         while let Some(response) = outgoing.recv().await {
-            wire::write(&mut writer, &response).await?;
+            let frame = wire::frame(&response).or_else(|error| {
+                let why = format!("the answer can't be sent: {error}");
+                wire::frame(&Response { serial: response.serial, result: Err(HostError::Failed { why }) })
+            })?;
+            writer.write_all(&frame).await?;
         }
         Ok::<(), ServeError>(())
     };
@@ -416,14 +425,10 @@ async fn serve_session(server: &Arc<Server>, session: Session, stream: UnixStrea
 }
 
 /// Entry of `novafed host --dir <directory> --name <name> [--allow-faults]`: runs a host on a runtime of its own.
-pub fn main(arguments: impl Iterator<Item = String>) -> std::process::ExitCode {
-    let options = match parse(arguments) {
-        Ok(options) => options,
-        Err(why) => {
-            complain(&why);
-            return std::process::ExitCode::from(2);
-        }
-    };
+pub fn main(options: HostOptions) -> std::process::ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_writer(io::stderr).with_ansi(false).with_env_filter(filter).init();
     // A write to a disk may block a worker for a moment; the others tick on.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     let result = runtime
@@ -447,21 +452,4 @@ pub fn main(arguments: impl Iterator<Item = String>) -> std::process::ExitCode {
 fn complain(why: &str) {
     // Where it goes is not there any more if this fails.
     let _ = writeln!(io::stderr(), "novafed host: {why}");
-}
-
-fn parse(mut arguments: impl Iterator<Item = String>) -> Result<HostOptions, String> {
-    let (mut directory, mut name, mut allow_faults) = (None, None, false);
-    while let Some(argument) = arguments.next() {
-        match argument.as_str() {
-            "--dir" => directory = arguments.next().map(PathBuf::from),
-            "--name" => name = arguments.next(),
-            "--allow-faults" => allow_faults = true,
-            other => return Err(format!("unknown argument '{other}'; use --dir, --name, --allow-faults")),
-        }
-    }
-    Ok(HostOptions {
-        directory: directory.ok_or("--dir <directory> is missing")?,
-        name: name.ok_or("--name <name> is missing")?.parse().map_err(|e| format!("{e}"))?,
-        allow_faults,
-    })
 }

@@ -109,15 +109,16 @@ impl Slot {
         result
     }
 
-    /// A repeat must mean the same VM.
+    /// A repeat must mean the same VM, and a later attempt one of the same shape.
     fn check_spec(&self, before: &Rules, spec: &VmSpec) -> Result<(), HostError> {
         let now = self.now();
-        match &now.spec {
-            Some(known) if before.power != Power::Absent && known != spec => {
-                Err(HostError::Refused { why: format!("{} is defined here already, and otherwise", self.vm) })
-            }
-            Some(_) | None => Ok(()),
-        }
+        let Some(known) = &now.spec else { return Ok(()) };
+        let same = match before.power {
+            Power::Absent => true,
+            Power::Receiving { .. } => Plan::of(known) == Plan::of(spec),
+            Power::Stopped | Power::Running | Power::Paused { .. } | Power::Held { .. } | Power::Lost => known == spec,
+        };
+        if same { Ok(()) } else { Err(HostError::Refused { why: format!("{} is defined otherwise here", self.vm) }) }
     }
 
     async fn perform_all(
@@ -431,11 +432,18 @@ impl Slot {
         Ok(())
     }
 
-    /// Paths that belong to this VM, for the sweep at the start.
-    pub fn owns(&self, host: &Host, path: &Path) -> bool {
+    /// Whether a file among the disks is still needed; `None` if it is not of this VM. For the sweep at the start.
+    pub fn keeps(&self, host: &Host, path: &Path) -> Option<bool> {
+        let name = path.file_name()?.to_str()?;
+        let rest = name.strip_prefix(&format!("{}.{}.", self.cluster, self.vm))?;
         let rules = self.now().rules.clone();
-        let here = rules.power != Power::Absent && self.disk_path(host) == path;
-        here || rules.retired.iter().any(|fence| self.retired_path(host, *fence) == path)
+        if self.disk_path(host) == path {
+            return Some(rules.power != Power::Absent);
+        }
+        let (epoch, generation) = rest.strip_suffix(".retired")?.split_once('-')?;
+        let fence = Fence { epoch: epoch.parse().ok()?, generation: generation.parse().ok()? };
+        // A higher fence is that of a retirement which a kill cut off between the disk and the record.
+        Some(fence > rules.fence || rules.retired.contains(&fence))
     }
 
     /// What the host says of it; `None` if it is not here.

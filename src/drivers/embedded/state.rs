@@ -17,7 +17,7 @@ pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
 /// Why the state could not be read or written.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StateError {
-    /// The map said so. After a failed write every later one fails too, until the host starts again.
+    /// The map said so. Whether a batch whose write failed is in it is unknown; the next one opens the map anew.
     #[error("the host's state: {0}")]
     Map(#[from] StoreError),
     /// A bug of ours.
@@ -30,7 +30,9 @@ type Waiting = (Vec<Change>, oneshot::Sender<Result<(), StoreError>>);
 /// The map, shared.
 #[derive(Clone)]
 pub struct State {
-    map: Arc<Mutex<DurableMap>>,
+    path: Arc<Path>,
+    /// `None` if it could not be opened anew after a failure.
+    map: Arc<Mutex<Option<DurableMap>>>,
     queue: Arc<Mutex<Vec<Waiting>>>,
 }
 
@@ -43,7 +45,7 @@ impl State {
     pub fn open(path: &Path) -> Result<(State, Rows), StateError> {
         let map = DurableMap::open(path)?;
         let rows = map.iter()?.collect();
-        Ok((State { map: Arc::new(Mutex::new(map)), queue: Arc::default() }, rows))
+        Ok((State { path: path.into(), map: Arc::new(Mutex::new(Some(map))), queue: Arc::default() }, rows))
     }
 
     /// Makes `changes` durable, together.
@@ -53,15 +55,27 @@ impl State {
         let state = self.clone();
         // Whoever gets the map first writes for everybody that waits; the others find their answer ready.
         let writer = tokio::task::spawn_blocking(move || {
-            let map = locked(&state.map);
+            let mut map = locked(&state.map);
             let waiting = std::mem::take(&mut *locked(&state.queue));
             let (batches, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
-            let result = map.put_all(batches.into_iter().flatten());
+            let result = state.healthy(&mut map).and_then(|map| map.put_all(batches.into_iter().flatten()));
             for answer in answers {
                 let _ = answer.send(result.clone());
             }
         });
         writer.await.map_err(|_| StateError::Panicked)?;
         Ok(answer.await.map_err(|_| StateError::Panicked)??)
+    }
+
+    /// The map, opened anew if its medium failed: a disk that was full may have room again, and a host that gave up for
+    /// ever would take its guests with it. Every row is written whole, so an unknown batch is settled by the next.
+    fn healthy<'a>(&self, map: &'a mut Option<DurableMap>) -> Result<&'a DurableMap, StoreError> {
+        if map.as_ref().is_some_and(|map| map.failure().is_some()) {
+            *map = None;
+        }
+        match map {
+            Some(map) => Ok(map),
+            None => Ok(map.insert(DurableMap::open(&self.path)?)),
+        }
     }
 }

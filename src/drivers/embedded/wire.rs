@@ -63,6 +63,13 @@ pub enum Purpose {
     },
     /// Looking after the process itself.
     Admin(AdminCall),
+    /// One call of somebody who only looks, whoever runs the cluster: calls that change anything are refused.
+    Observe {
+        /// The cluster.
+        cluster: ClusterId,
+        /// The call.
+        call: HostCall,
+    },
 }
 
 /// What may be asked of the process.

@@ -285,6 +285,7 @@ fn memory_versions(memory: &Memory, chunk: usize) -> &[u32] {
 #[derive(Debug, Default)]
 struct Rate {
     since: Option<Tick>,
+    until: Tick,
     bytes: u64,
     smooth: Option<u64>,
 }
@@ -292,16 +293,22 @@ struct Rate {
 impl Rate {
     fn add(&mut self, now: Tick, bytes: u64) {
         let since = *self.since.get_or_insert(now);
+        self.until = now;
         self.bytes += bytes;
-        let elapsed = now.since(since).0;
-        if elapsed >= 200 {
-            let rate = self.bytes.saturating_mul(1_000) / elapsed;
+        if now.since(since).0 >= 200 {
+            let rate = self.window();
             self.smooth = Some(self.smooth.map_or(rate, |old| (old.saturating_mul(3).saturating_add(rate)) / 4));
             (self.since, self.bytes) = (Some(now), 0);
         }
     }
 
+    fn window(&self) -> u64 {
+        let elapsed = self.since.map_or(0, |since| self.until.since(since).0);
+        self.bytes.saturating_mul(1_000) / elapsed.max(1)
+    }
+
+    /// What is left of a window that has just begun says little, unless it is the first.
     fn bytes_per_second(&self) -> u64 {
-        self.smooth.unwrap_or(0)
+        self.smooth.unwrap_or_else(|| self.window())
     }
 }

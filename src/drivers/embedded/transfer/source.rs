@@ -24,6 +24,8 @@ use crate::types::{Millis, Tick};
 const ROUND_PAUSE_MS: Millis = Millis(20);
 /// Chunks of versions that are compared under one hold of the guest's lock.
 const SCAN_CHUNKS_MAX: usize = 1024;
+/// What is written under one deadline.
+const WRITE_BYTES: usize = 64 * 1024;
 
 /// One attempt's permission to send a guest, and what came of it.
 pub struct Offer {
@@ -80,12 +82,12 @@ impl Offer {
         if let Some(earlier) = earlier {
             let mut old = earlier.lock();
             old.stopped = true;
-            old.connection.cancel();
+            old.disconnect();
             inner.memory = std::mem::take(&mut old.memory);
             inner.disk = std::mem::take(&mut old.disk);
             inner.lineage = old.lineage;
             if earlier.key.job == key.job {
-                inner.progress = TransferProgress { drained: false, connected: false, ..old.progress };
+                inner.progress = TransferProgress { drained: false, ..old.progress };
             }
         }
         Arc::new(Offer { key, cell, clock, inner: Mutex::new(inner), changed: Notify::new(), heard: Notify::new() })
@@ -111,8 +113,8 @@ impl Offer {
     pub fn stop(&self) {
         let mut inner = self.lock();
         inner.stopped = true;
-        inner.connection.cancel();
         inner.progress.drained = false;
+        inner.disconnect();
     }
 
     /// The guest was paused or resumed.
@@ -134,6 +136,24 @@ impl Offer {
     }
 }
 
+/// One connection of an offer.
+struct Sending<'a> {
+    offer: &'a Offer,
+    connection: &'a CancellationToken,
+}
+
+impl Sending<'_> {
+    /// The offer's state, as long as this connection is the one. What a connection that was taken over still has in
+    /// hand must not count as known to the target: it may never arrive.
+    fn lock(&self) -> Result<MutexGuard<'_, Inner>, TransferError> {
+        let inner = self.offer.lock();
+        if self.connection.is_cancelled() {
+            return Err(TransferError::Closed("another connection took over, or the attempt ended"));
+        }
+        Ok(inner)
+    }
+}
+
 /// Sends over `stream` round by round until it is cut or the offer ends.
 pub async fn serve_source<S>(offer: Arc<Offer>, stream: S) -> Result<(), TransferError>
 where
@@ -145,30 +165,41 @@ where
         if inner.stopped {
             return Err(TransferError::Closed("the attempt does not send any more"));
         }
-        inner.connection.cancel();
+        inner.disconnect();
         inner.connection = connection.clone();
     }
-    let result = connection
-        .run_until_cancelled(send(&offer, stream))
-        .await
-        .unwrap_or(Err(TransferError::Closed("another connection took over, or the attempt ended")));
-    let mut inner = offer.lock();
-    if !connection.is_cancelled() || inner.stopped {
-        inner.progress.connected = false;
-    }
-    drop(inner);
-    result
+    let sending = Sending { offer: &offer, connection: &connection };
+    let result = connection.run_until_cancelled(send(&sending, stream)).await;
+    result.unwrap_or(Err(TransferError::Closed("another connection took over, or the attempt ended")))
 }
 
-async fn send<S: AsyncRead + AsyncWrite + Unpin>(offer: &Offer, stream: S) -> Result<(), TransferError> {
+/// However a connection ends, dropped in the middle too, it does not count as one any more.
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.offer.lock();
+        // A connection that was taken over may not speak for its successor.
+        if !self.connection.is_cancelled() {
+            inner.disconnect();
+        }
+    }
+}
+
+impl Inner {
+    fn disconnect(&mut self) {
+        self.connection.cancel();
+        self.progress.connected = false;
+    }
+}
+
+async fn send<S: AsyncRead + AsyncWrite + Unpin>(sending: &Sending<'_>, stream: S) -> Result<(), TransferError> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = BufReader::with_capacity(16 * 1024, reader);
-    let lineage = offer.cell.registers().lineage;
-    let greeted = tokio::time::timeout(STALL_MS_MAX.duration(), greeting(offer, lineage, &mut reader));
+    let lineage = sending.offer.cell.registers().lineage;
+    let greeted = tokio::time::timeout(STALL_MS_MAX.duration(), greeting(sending, lineage, &mut reader));
     greeted.await.map_err(|_| TransferError::Stalled)??;
-    let total_bytes = resident_bytes(&offer.cell.lock().guest);
+    let total_bytes = resident_bytes(&sending.offer.cell.lock().guest);
     {
-        let mut inner = offer.lock();
+        let mut inner = sending.lock()?;
         inner.in_flight = (0, 0);
         inner.verified = None;
         inner.progress.total_bytes = total_bytes;
@@ -176,7 +207,7 @@ async fn send<S: AsyncRead + AsyncWrite + Unpin>(offer: &Offer, stream: S) -> Re
         inner.progress.drained = false;
     }
     send_control(&mut writer, &Control::Begin { lineage, total_bytes }).await?;
-    tokio::try_join!(listen(offer, &mut reader), pump(offer, &mut writer)).map(|((), ())| ())
+    tokio::try_join!(listen(sending, &mut reader), pump(sending, &mut writer)).map(|((), ())| ())
 }
 
 fn resident_bytes(guest: &Guest) -> u64 {
@@ -184,7 +215,11 @@ fn resident_bytes(guest: &Guest) -> u64 {
 }
 
 /// Reads what the target has and makes it what is known.
-async fn greeting<R: AsyncRead + Unpin>(offer: &Offer, lineage: u64, reader: &mut R) -> Result<(), TransferError> {
+async fn greeting<R: AsyncRead + Unpin>(
+    sending: &Sending<'_>,
+    lineage: u64,
+    reader: &mut R,
+) -> Result<(), TransferError> {
     let mut body = Vec::new();
     let mut had = None;
     let (mut memory, mut disk) = (Items::default(), Items::default());
@@ -202,8 +237,8 @@ async fn greeting<R: AsyncRead + Unpin>(offer: &Offer, lineage: u64, reader: &mu
             }
             Control::Have { part, first, versions } => {
                 let limit = match part {
-                    Part::Memory => offer.cell.lock().guest.plan().pages,
-                    Part::Disk => offer.cell.lock().guest.plan().blocks,
+                    Part::Memory => sending.offer.cell.lock().guest.plan().pages,
+                    Part::Disk => sending.offer.cell.lock().guest.plan().blocks,
                 };
                 if first.checked_add(versions.len() as u64).is_none_or(|end| end > limit) {
                     return Err(TransferError::Protocol("the target has what lies outside of the VM"));
@@ -222,8 +257,13 @@ async fn greeting<R: AsyncRead + Unpin>(offer: &Offer, lineage: u64, reader: &mu
         }
     }
     let (theirs, stored_bytes, twice_bytes) = had.ok_or(TransferError::Protocol("no greeting came"))?;
-    let mut inner = offer.lock();
+    let mut inner = sending.lock()?;
     let same = theirs == Some(lineage);
+    if inner.lineage != Some(lineage) {
+        // Checksums of another life of the guest, whose versions may look alike.
+        inner.memory.clear();
+        inner.disk.clear();
+    }
     inner.memory = if same { with_sums(memory, &inner.memory) } else { Items::default() };
     inner.disk = if same { with_sums(disk, &inner.disk) } else { Items::default() };
     inner.lineage = Some(lineage);
@@ -243,20 +283,20 @@ fn with_sums(mut have: Items, sent: &Items) -> Items {
 }
 
 /// Takes in what the target acknowledges, until the stream ends.
-async fn listen<R: AsyncRead + Unpin>(offer: &Offer, reader: &mut R) -> Result<(), TransferError> {
+async fn listen<R: AsyncRead + Unpin>(sending: &Sending<'_>, reader: &mut R) -> Result<(), TransferError> {
     let mut body = Vec::new();
     loop {
         let (kind, length) = read_frame(reader, &mut body).await?;
         if kind != Kind::Control {
             return Err(TransferError::Protocol("the target sent blocks"));
         }
-        let mut inner = offer.lock();
+        let mut inner = sending.lock()?;
         match parse_control(&body[..length])? {
             Control::Ack { received_bytes, stored_bytes, twice_bytes } => {
                 if received_bytes > inner.in_flight.0 || received_bytes < inner.in_flight.1 {
                     return Err(TransferError::Protocol("the target acknowledged what was not sent"));
                 }
-                let now = offer.clock.now();
+                let now = sending.offer.clock.now();
                 let fresh = received_bytes - inner.in_flight.1;
                 inner.rate.add(now, fresh);
                 inner.in_flight.1 = received_bytes;
@@ -272,7 +312,7 @@ async fn listen<R: AsyncRead + Unpin>(offer: &Offer, reader: &mut R) -> Result<(
             | Control::End { .. } => return Err(TransferError::Protocol("an answer was expected")),
         }
         drop(inner);
-        offer.heard.notify_one();
+        sending.offer.heard.notify_one();
     }
 }
 
@@ -393,13 +433,13 @@ fn collect(
 }
 
 /// Bytes of pages and blocks of which the target does not have the present version.
-fn dirty_bytes(offer: &Offer) -> u64 {
+fn dirty_bytes(sending: &Sending<'_>) -> Result<u64, TransferError> {
     let mut bytes = 0;
     let mut chunk = 0;
     loop {
         // Both locks for a slice at a time, the guest's first, as everywhere.
-        let cell = offer.cell.lock();
-        let inner = offer.lock();
+        let cell = sending.offer.cell.lock();
+        let inner = sending.lock()?;
         let end = cell.guest.memory().chunks_len();
         let stop = end.min(chunk + SCAN_CHUNKS_MAX);
         for at in chunk..stop {
@@ -410,34 +450,34 @@ fn dirty_bytes(offer: &Offer) -> u64 {
         if chunk == end {
             let blocks = (0..).zip(cell.guest.disk().versions());
             let dirty = blocks.filter(|(block, v)| inner.disk.version(*block) != **v).count() as u64;
-            return bytes + dirty * DISK_BLOCK_BYTES as u64;
+            return Ok(bytes + dirty * DISK_BLOCK_BYTES as u64);
         }
     }
 }
 
-async fn pump<W: AsyncWrite + Unpin>(offer: &Offer, writer: &mut W) -> Result<(), TransferError> {
+async fn pump<W: AsyncWrite + Unpin>(sending: &Sending<'_>, writer: &mut W) -> Result<(), TransferError> {
     let mut batch = Batch::default();
-    let mut pace = Pace::new(offer.clock.now());
+    let mut pace = Pace::new(sending.offer.clock.now());
     loop {
-        let stood = standing(offer);
-        let dirty = dirty_bytes(offer);
+        let stood = standing(sending);
+        let dirty = dirty_bytes(sending)?;
         {
-            let mut inner = offer.lock();
+            let mut inner = sending.lock()?;
             inner.progress.remaining_bytes = dirty;
             inner.sent_of_round = 0;
         }
         let mut cursor = Cursor::default();
         loop {
-            wait_for_room(offer).await?;
+            wait_for_room(sending).await?;
             batch.clear();
             let over = {
-                let cell = offer.cell.lock();
-                let inner = offer.lock();
+                let cell = sending.offer.cell.lock();
+                let inner = sending.lock()?;
                 collect(&cell.guest, &inner.memory, &inner.disk, &mut cursor, &mut batch)?
             };
             if batch.payload > 0 {
                 {
-                    let mut inner = offer.lock();
+                    let mut inner = sending.lock()?;
                     let Inner { memory, disk, .. } = &mut *inner;
                     batch.finish(memory, disk);
                     inner.in_flight.0 += batch.payload as u64;
@@ -445,16 +485,16 @@ async fn pump<W: AsyncWrite + Unpin>(offer: &Offer, writer: &mut W) -> Result<()
                     inner.progress.sent_bytes += batch.payload as u64;
                 }
                 write(writer, &batch.bytes).await?;
-                let cap = offer.lock().bytes_per_second_max;
-                pace.wait(offer.clock, cap, batch.payload as u64).await;
+                let cap = sending.lock()?.bytes_per_second_max;
+                pace.wait(sending.offer.clock, cap, batch.payload as u64).await;
             }
             if over {
                 break;
             }
         }
-        let dirty = dirty_bytes(offer);
+        let dirty = dirty_bytes(sending)?;
         let rounds = {
-            let mut inner = offer.lock();
+            let mut inner = sending.lock()?;
             inner.progress.rounds += 1;
             inner.progress.dirty_bytes = dirty;
             inner.progress.remaining_bytes = dirty;
@@ -462,12 +502,12 @@ async fn pump<W: AsyncWrite + Unpin>(offer: &Offer, writer: &mut W) -> Result<()
             inner.progress.rounds
         };
         match stood {
-            Some((turn, registers)) if dirty == 0 => finish(offer, writer, turn, registers).await?,
+            Some((turn, registers)) if dirty == 0 => finish(sending, writer, turn, registers).await?,
             Some(_) | None => {
                 send_control(writer, &Control::Mark { rounds, dirty_bytes: dirty }).await?;
                 writer.flush().await?;
-                if standing(offer).is_none() {
-                    let _ = tokio::time::timeout(ROUND_PAUSE_MS.duration(), offer.changed.notified()).await;
+                if standing(sending).is_none() {
+                    let _ = tokio::time::timeout(ROUND_PAUSE_MS.duration(), sending.offer.changed.notified()).await;
                 }
             }
         }
@@ -475,58 +515,58 @@ async fn pump<W: AsyncWrite + Unpin>(offer: &Offer, writer: &mut W) -> Result<()
 }
 
 /// The turn and the registers of a guest that is paused.
-fn standing(offer: &Offer) -> Option<(u64, Registers)> {
-    let cell = offer.cell.lock();
+fn standing(sending: &Sending<'_>) -> Option<(u64, Registers)> {
+    let cell = sending.offer.cell.lock();
     (cell.motion() == Motion::Paused).then(|| (cell.turn(), cell.guest.registers()))
 }
 
 /// Says that this was everything, and waits until the target verified it and the guest goes on.
 async fn finish<W: AsyncWrite + Unpin>(
-    offer: &Offer,
+    sending: &Sending<'_>,
     writer: &mut W,
     turn: u64,
     registers: Registers,
 ) -> Result<(), TransferError> {
-    let still = || standing(offer).is_some_and(|(now, _)| now == turn);
+    let still = || standing(sending).is_some_and(|(now, _)| now == turn);
     if !still() {
         return Ok(());
     }
-    fill_unknown_sums(offer)?;
+    fill_unknown_sums(sending)?;
     let digest = {
-        let inner = offer.lock();
+        let inner = sending.lock()?;
         digest_of(&inner.memory, &inner.disk)
     };
-    offer.lock().verified = None;
+    sending.lock()?.verified = None;
     send_control(writer, &Control::End { registers, digest }).await?;
     writer.flush().await?;
     let verified = tokio::time::timeout(STALL_MS_MAX.duration(), async {
         while still() {
-            if let Some(theirs) = offer.lock().verified {
+            if let Some(theirs) = sending.lock()?.verified {
                 return if theirs == digest { Ok(()) } else { Err(TransferError::Digest { ours: digest, theirs }) };
             }
             tokio::select! {
                 biased;
-                () = offer.changed.notified() => {}
-                () = offer.heard.notified() => {}
+                () = sending.offer.changed.notified() => {}
+                () = sending.offer.heard.notified() => {}
             }
         }
         Ok(())
     });
     verified.await.map_err(|_| TransferError::Stalled)??;
     if still() {
-        offer.lock().progress.drained = true;
+        sending.lock()?.progress.drained = true;
     }
     while still() {
-        offer.changed.notified().await;
+        sending.offer.changed.notified().await;
     }
-    offer.lock().progress.drained = false;
+    sending.lock()?.progress.drained = false;
     Ok(())
 }
 
 /// Checksums of what the target had before this offer began are made from the guest, which is paused.
-fn fill_unknown_sums(offer: &Offer) -> Result<(), TransferError> {
-    let cell = offer.cell.lock();
-    let mut inner = offer.lock();
+fn fill_unknown_sums(sending: &Sending<'_>) -> Result<(), TransferError> {
+    let cell = sending.offer.cell.lock();
+    let mut inner = sending.lock()?;
     let guest = &cell.guest;
     let Inner { memory, disk, .. } = &mut *inner;
     let mut block = vec![0; DISK_BLOCK_BYTES];
@@ -549,24 +589,24 @@ fn fill_unknown_sums(offer: &Offer) -> Result<(), TransferError> {
 }
 
 async fn write<W: AsyncWrite + Unpin>(writer: &mut W, bytes: &[u8]) -> Result<(), TransferError> {
-    tokio::time::timeout(STALL_MS_MAX.duration(), async {
-        writer.write_all(bytes).await?;
-        writer.flush().await
-    })
-    .await
-    .map_err(|_| TransferError::Stalled)??;
-    Ok(())
+    // In slices, so that a slow link is told from a dead one.
+    for slice in bytes.chunks(WRITE_BYTES) {
+        let written = tokio::time::timeout(STALL_MS_MAX.duration(), writer.write_all(slice)).await;
+        written.map_err(|_| TransferError::Stalled)??;
+    }
+    let flushed = tokio::time::timeout(STALL_MS_MAX.duration(), writer.flush()).await;
+    Ok(flushed.map_err(|_| TransferError::Stalled)??)
 }
 
 /// Waits until another block may be in flight.
-async fn wait_for_room(offer: &Offer) -> Result<(), TransferError> {
+async fn wait_for_room(sending: &Sending<'_>) -> Result<(), TransferError> {
     loop {
-        let (sent, acknowledged) = offer.lock().in_flight;
+        let (sent, acknowledged) = sending.lock()?.in_flight;
         if sent - acknowledged + BLOCK_BYTES_MAX as u64 <= TRANSFER_BUFFER_BYTES_MAX as u64 {
             return Ok(());
         }
-        let heard = tokio::time::timeout(STALL_MS_MAX.duration(), offer.heard.notified()).await;
-        if heard.is_err() && offer.lock().in_flight.1 == acknowledged {
+        let heard = tokio::time::timeout(STALL_MS_MAX.duration(), sending.offer.heard.notified()).await;
+        if heard.is_err() && sending.lock()?.in_flight.1 == acknowledged {
             return Err(TransferError::Stalled);
         }
     }

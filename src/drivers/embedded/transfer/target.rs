@@ -17,9 +17,12 @@ use crate::drivers::embedded::memory::{CHUNK_PAGES, Memory};
 use crate::drivers::embedded::program::Plan;
 use crate::drivers::{SealReport, SwitchKey, TransferProgress};
 use crate::types::limits::{DISK_BLOCK_BYTES, PAGE_BYTES};
+use crate::types::units::MIB;
 
 /// Payload after which the source is told at the latest how far the target is.
 const ACK_BYTES: u64 = 256 * 1024;
+/// Disk bytes after which the disk is synced while blocks still arrive.
+const SYNC_BYTES: u64 = 16 * MIB;
 
 /// What is received of one VM.
 pub struct Receipt {
@@ -42,6 +45,8 @@ struct Inner {
     /// The source said that this was everything, and the digest held.
     end: Option<(Registers, u64)>,
     sealed: bool,
+    syncing: bool,
+    unsynced_bytes: u64,
     stored_bytes: u64,
     twice_bytes: u64,
     total_bytes: u64,
@@ -66,6 +71,8 @@ impl Receipt {
             disk_items: Items::default(),
             end: None,
             sealed: false,
+            syncing: false,
+            unsynced_bytes: 0,
             stored_bytes: 0,
             twice_bytes: 0,
             total_bytes: 0,
@@ -85,7 +92,7 @@ impl Receipt {
     /// Goes on under a later attempt, with everything that arrived so far.
     pub fn adopt(&self, key: SwitchKey) {
         let mut inner = self.lock();
-        inner.connection.cancel();
+        inner.disconnect();
         if inner.key.job != key.job {
             (inner.stored_bytes, inner.twice_bytes) = (0, 0);
         }
@@ -97,7 +104,7 @@ impl Receipt {
 
     /// Ends the connection, if there is one.
     pub fn close(&self) {
-        self.lock().connection.cancel();
+        self.lock().disconnect();
     }
 
     /// Checks that everything is there, syncs the disk, and refuses whatever still comes. Blocks on the disk.
@@ -111,6 +118,26 @@ impl Receipt {
         inner.sealed = true;
         let report = SealReport { digest, tick: registers.tick, stored_bytes: inner.resident_bytes() };
         Ok(Some(report))
+    }
+
+    /// Syncs the disk in the background, one sync at a time: the seal, for which the guest stands still, then finds
+    /// little left to do. That it fails shows at the seal.
+    fn sync_early(self: &Arc<Receipt>) {
+        let handle = {
+            let mut inner = self.lock();
+            if inner.syncing || inner.unsynced_bytes < SYNC_BYTES {
+                return;
+            }
+            let Some(Ok(handle)) = inner.disk.as_ref().map(Disk::handle) else { return };
+            inner.syncing = true;
+            inner.unsynced_bytes = 0;
+            handle
+        };
+        let receipt = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let _ = handle.sync_data();
+            receipt.lock().syncing = false;
+        });
     }
 
     /// How the transfer stands, as this end counts.
@@ -141,7 +168,7 @@ impl Receipt {
         let mut inner = self.lock();
         let (registers, _) = inner.end.filter(|_| inner.sealed)?;
         let disk = inner.disk.take()?;
-        inner.connection.cancel();
+        inner.disconnect();
         let memory = std::mem::take(&mut inner.memory);
         Some(Guest::of_parts(inner.plan.clone(), memory, disk, registers))
     }
@@ -153,18 +180,30 @@ impl Inner {
         self.memory.resident_pages() * PAGE_BYTES as u64 + blocks * DISK_BLOCK_BYTES as u64
     }
 
-    fn check(&self, connection: &CancellationToken) -> Result<(), TransferError> {
-        if connection.is_cancelled() {
-            Err(TransferError::Closed("another connection or attempt took over"))
-        } else if self.sealed {
-            Err(TransferError::Closed("the receipt is sealed"))
-        } else {
-            Ok(())
-        }
+    fn disconnect(&mut self) {
+        self.connection.cancel();
+        self.connected = false;
     }
 
-    fn begin(&mut self, lineage: u64, total_bytes: u64) -> Result<(), DiskError> {
-        self.end = None;
+    fn check(&self, connection: &CancellationToken) -> Result<(), TransferError> {
+        if connection.is_cancelled() {
+            return Err(TransferError::Closed("another connection or attempt took over"));
+        }
+        Ok(())
+    }
+
+    /// A source that comes back to a sealed receipt may hear that everything is there, and change nothing.
+    fn check_unsealed(&self) -> Result<(), TransferError> {
+        if self.sealed { Err(TransferError::Closed("the receipt is sealed")) } else { Ok(()) }
+    }
+
+    fn begin(&mut self, lineage: u64, total_bytes: u64) -> Result<(), TransferError> {
+        if self.lineage != Some(lineage) {
+            self.check_unsealed()?;
+        }
+        if !self.sealed {
+            self.end = None;
+        }
         self.total_bytes = total_bytes;
         if self.lineage != Some(lineage) {
             self.memory = Memory::new();
@@ -181,6 +220,7 @@ impl Inner {
     }
 
     fn store(&mut self, blocks: &BlocksView<'_>) -> Result<(), TransferError> {
+        self.check_unsealed()?;
         let count = blocks.versions.len() as u64;
         let limit = match blocks.part {
             Part::Memory => self.plan.pages,
@@ -190,6 +230,9 @@ impl Inner {
             return Err(TransferError::Protocol("a block lies outside of the VM"));
         }
         self.end = None;
+        if blocks.part == Part::Disk {
+            self.unsynced_bytes += blocks.payload.len() as u64;
+        }
         let (had, items) = match blocks.part {
             Part::Memory => {
                 if usize::try_from(blocks.first).unwrap_or(0) % CHUNK_PAGES + blocks.versions.len() > CHUNK_PAGES {
@@ -219,10 +262,10 @@ where
     let connection = CancellationToken::new();
     let (greeting, haves) = {
         let mut inner = receipt.lock();
-        if inner.key != key || inner.sealed {
-            return Err(TransferError::Closed("the attempt is over or sealed"));
+        if inner.key != key || inner.disk.is_none() {
+            return Err(TransferError::Closed("the attempt is over"));
         }
-        inner.connection.cancel();
+        inner.disconnect();
         inner.connection = connection.clone();
         inner.connected = true;
         let greeting = Control::Greet {
@@ -235,22 +278,29 @@ where
             inner.memory_items.have(Part::Memory).chain(inner.disk_items.have(Part::Disk)).collect();
         (greeting, haves)
     };
-    let result = connection
-        .run_until_cancelled(receive(&receipt, &connection, greeting, haves, stream))
-        .await
-        .unwrap_or(Err(TransferError::Closed("another connection or attempt took over")));
-    let mut inner = receipt.lock();
-    // A connection that was taken over may not say for its successor that it is gone.
-    if !connection.is_cancelled() {
-        inner.connected = false;
+    let receiving = Receiving { receipt: &receipt, connection: &connection };
+    let result = connection.run_until_cancelled(receive(&receiving, greeting, haves, stream)).await;
+    result.unwrap_or(Err(TransferError::Closed("another connection or attempt took over")))
+}
+
+/// One connection of a receipt. However it ends, dropped in the middle too, it does not count as one any more.
+struct Receiving<'a> {
+    receipt: &'a Arc<Receipt>,
+    connection: &'a CancellationToken,
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.receipt.lock();
+        // A connection that was taken over may not speak for its successor.
+        if !self.connection.is_cancelled() {
+            inner.disconnect();
+        }
     }
-    drop(inner);
-    result
 }
 
 async fn receive<S>(
-    receipt: &Receipt,
-    connection: &CancellationToken,
+    receiving: &Receiving<'_>,
     greeting: Control,
     haves: Vec<Control>,
     stream: S,
@@ -258,6 +308,7 @@ async fn receive<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let Receiving { receipt, connection } = receiving;
     let (reader, mut writer) = tokio::io::split(stream);
     send_control(&mut writer, &greeting).await?;
     for have in haves {
@@ -286,6 +337,8 @@ where
                 inner.store(&blocks)?;
                 received += blocks.payload.len() as u64;
                 inner.rate.add(receipt.clock.now(), blocks.payload.len() as u64);
+                drop(inner);
+                receipt.sync_early();
             }
             Kind::Control => {
                 let control = parse_control(body)?;
@@ -332,6 +385,9 @@ impl Inner {
                 Ok(None)
             }
             Control::End { registers, digest } => {
+                if self.sealed && self.end != Some((registers, digest)) {
+                    return Err(TransferError::Closed("the receipt is sealed, and otherwise"));
+                }
                 let ours = digest_of(&self.memory_items, &self.disk_items);
                 if ours != digest || Some(registers.lineage) != self.lineage {
                     // Whatever differs is not known; the next connection sends everything.

@@ -1,0 +1,389 @@
+//! Shell of a local cluster: inventory, health, convergence of its VMs, owed clean-ups.
+//! Owns: the evidence about the cluster's driver and the repairs under way. Always: one repair per VM at a time; what
+//! a job moves is left to the job; a host that died is started again, its VMs are shown as lost and not restarted by
+//! themselves. Not here: what to do about a VM (`decision/converge.rs`), what the evidence means (`decision/membership.rs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::call::Reply;
+use super::context::Context;
+use super::mailbox::{Class, Handle};
+use super::records::CleanupKind;
+use super::serve::{Ctx, HandlerError, Serve};
+use super::tables;
+use crate::decision::converge::{self, HostAttempt, Repair, Seen};
+use crate::decision::membership::{Health, Probe, Thresholds};
+use crate::decision::ownership::{Decision, Proposed};
+use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, VmObservation};
+use crate::store::{StoreError, Work};
+use crate::types::{
+    ClusterId, ClusterState, ClusterView, HostName, Millis, OperationId, SwitchKey, Tick, VmId, limits,
+};
+
+/// How often the host is asked for its inventory.
+const LOOK_EVERY: Millis = Millis(500);
+/// A host that does not answer for so long is looked after: it may have died.
+const HOST_AWAY_MS: Millis = Millis(1_000);
+
+/// What a cluster is told.
+pub enum ClusterMessage {
+    /// Look at the host now.
+    Look,
+    /// The host's inventory, or why there is none, and how long it took.
+    Inventory(Result<Vec<VmObservation>, HostError>, Millis),
+    /// A repair of a VM ended.
+    Repaired(VmId, Result<(), String>),
+    /// A person wants a VM whose memory was lost to start from its disk.
+    MayStartLost(VmId),
+    /// How is the cluster?
+    View(Reply<ClusterView>),
+    /// What was last seen of a VM, how long ago, and what stands in its way.
+    Vm(VmId, Reply<SeenVm>),
+    /// What was last seen of all VMs.
+    Vms(Reply<Vec<(VmObservation, Millis)>>),
+}
+
+/// What a cluster knows of a VM.
+#[derive(Debug, Clone)]
+pub struct SeenVm {
+    /// What the host said.
+    pub seen: Option<VmObservation>,
+    /// How long ago.
+    pub age: Option<Millis>,
+    /// What keeps it from being as it should.
+    pub trouble: Option<String>,
+}
+
+/// The shell of one cluster.
+pub struct Cluster {
+    ctx: Arc<Context>,
+    me: Handle<ClusterMessage>,
+    id: ClusterId,
+    host: HostName,
+    driver: Arc<dyn Hypervisor>,
+    look_after_host: Arc<dyn Fn() + Send + Sync>,
+    health: Health,
+    seen: BTreeMap<VmId, VmObservation>,
+    seen_at: Option<Tick>,
+    looking: bool,
+    repairing: BTreeSet<VmId>,
+    trouble: BTreeMap<VmId, String>,
+    may_start_lost: BTreeSet<VmId>,
+}
+
+impl Cluster {
+    /// A cluster that nothing is known of yet. `me` is its own handle; `look_after_host` starts a host that died.
+    pub fn new(
+        ctx: Arc<Context>,
+        me: Handle<ClusterMessage>,
+        id: ClusterId,
+        host: HostName,
+        driver: Arc<dyn Hypervisor>,
+        look_after_host: Arc<dyn Fn() + Send + Sync>,
+    ) -> Cluster {
+        let health = Health::new(Thresholds::default(), ctx.clock.now());
+        Cluster {
+            ctx,
+            me,
+            id,
+            host,
+            driver,
+            look_after_host,
+            health,
+            seen: BTreeMap::new(),
+            seen_at: None,
+            looking: false,
+            repairing: BTreeSet::new(),
+            trouble: BTreeMap::new(),
+            may_start_lost: BTreeSet::new(),
+        }
+    }
+
+    fn take(&mut self, message: ClusterMessage) {
+        match message {
+            ClusterMessage::Look => self.look(),
+            ClusterMessage::Inventory(result, took) => self.inventory(result, took),
+            ClusterMessage::Repaired(vm, result) => self.repaired(vm, result),
+            ClusterMessage::MayStartLost(vm) => {
+                self.may_start_lost.insert(vm);
+                self.look();
+            }
+            ClusterMessage::View(reply) => {
+                reply.send(self.view());
+            }
+            ClusterMessage::Vm(vm, reply) => {
+                reply.send(SeenVm {
+                    seen: self.seen.get(&vm).cloned(),
+                    age: self.age(),
+                    trouble: self.trouble.get(&vm).cloned(),
+                });
+            }
+            ClusterMessage::Vms(reply) => {
+                let age = self.age().unwrap_or_default();
+                reply.send(self.seen.values().map(|seen| (seen.clone(), age)).collect());
+            }
+        }
+    }
+
+    fn age(&self) -> Option<Millis> {
+        self.seen_at.map(|at| self.ctx.clock.now().since(at))
+    }
+
+    fn look(&mut self) {
+        if self.looking {
+            return;
+        }
+        self.looking = true;
+        if let Some(change) = self.health.tick(self.ctx.clock.now()) {
+            self.changed(&change.reason);
+        }
+        let (me, driver, clock) = (self.me.clone(), self.driver.clone(), self.ctx.clock);
+        let operation = OperationId::of_request(self.ctx.next_request(), "inventory");
+        tokio::spawn(async move {
+            let asked = clock.now();
+            let result = match driver.call(operation, HostCall::Inventory, limits::REQUEST_MS).await {
+                Ok(HostReply::Inventory(list)) => Ok(list),
+                Ok(other) => Err(HostError::Failed { why: format!("an answer of another kind: {other:?}") }),
+                Err(error) => Err(error),
+            };
+            // A cluster that is gone has no use for it.
+            let _ = me.cast(Class::Fencing, ClusterMessage::Inventory(result, clock.now().since(asked)));
+        });
+    }
+
+    fn inventory(&mut self, result: Result<Vec<VmObservation>, HostError>, took: Millis) {
+        self.looking = false;
+        let now = self.ctx.clock.now();
+        let probe = match &result {
+            Ok(_) => Probe::Ok { latency: took },
+            Err(HostError::Unknown { .. }) => Probe::TimedOut { after: took },
+            Err(error) => Probe::Failed { why: error.to_string() },
+        };
+        if let Some(change) = self.health.observe(now, &probe) {
+            self.changed(&change.reason);
+        }
+        match result {
+            Ok(list) => {
+                self.seen = list.into_iter().map(|seen| (seen.vm, seen)).collect();
+                self.seen_at = Some(now);
+                if let Err(error) = self.converge() {
+                    tracing::error!(cluster = %self.id, %error, "the cluster's VMs can't be compared with the records");
+                }
+            }
+            Err(error @ HostError::StaleIncarnation { .. }) => self.ctx.fail(error.to_string()),
+            Err(error) => {
+                let away = self.seen_at.map_or(HOST_AWAY_MS, |at| now.since(at));
+                if away >= HOST_AWAY_MS {
+                    tracing::debug!(cluster = %self.id, %error, "the host is away: it is looked after");
+                    (self.look_after_host)();
+                }
+            }
+        }
+    }
+
+    fn changed(&self, reason: &str) {
+        let state = self.health.state();
+        tracing::info!(cluster = %self.id, ?state, reason, "cluster");
+        self.ctx.events.note(self.ctx.clock.wall(), "cluster.state", &self.id, format!("{state:?}: {reason}"));
+    }
+
+    fn converge(&mut self) -> Result<(), StoreError> {
+        let here = self.ctx.here(&self.id);
+        let records: BTreeMap<VmId, _> = tables::vms(&self.ctx.store)?.into_iter().map(|r| (r.id, r)).collect();
+        let mine = records.values().filter(|record| record.cluster == self.id).map(|record| record.id);
+        let all: BTreeSet<VmId> = mine.chain(self.seen.keys().copied()).collect();
+        let receiving: BTreeSet<VmId> = self.receiving();
+        for vm in all {
+            if self.repairing.contains(&vm) {
+                continue;
+            }
+            let record = records.get(&vm);
+            let job = record.is_some_and(|record| record.job.is_some()) || receiving.contains(&vm);
+            let decisions = tables::decisions(&self.ctx.store, vm)?;
+            let seen = self.seen.get(&vm).map(seen_of);
+            let mine = record.filter(|record| record.cluster == self.id);
+            let repair =
+                converge::converge(&here, mine, &decisions, job, seen.as_ref(), self.may_start_lost.contains(&vm));
+            self.repair(vm, repair, mine.cloned());
+        }
+        self.clean_up()
+    }
+
+    /// VMs that a job of this region receives.
+    fn receiving(&self) -> BTreeSet<VmId> {
+        let open = tables::open_jobs(&self.ctx.store).map(|(_, target)| target).unwrap_or_default();
+        open.into_iter().filter(|job| job.first.to.cluster == self.id).map(|job| job.first.vm).collect()
+    }
+
+    fn repair(&mut self, vm: VmId, repair: Repair, record: Option<crate::types::VmRecord>) {
+        let key = |attempt: HostAttempt| SwitchKey { vm, job: attempt.job, attempt: attempt.attempt };
+        let fence = record.as_ref().map(|record| record.fence);
+        let call = match (repair, record) {
+            (Repair::Nothing, _) => {
+                self.trouble.remove(&vm);
+                return;
+            }
+            (Repair::Report(why), _) => {
+                self.trouble.insert(vm, why.to_owned());
+                return;
+            }
+            (Repair::Create, Some(record)) => HostCall::Create { vm, spec: record.spec, fence: record.fence },
+            (Repair::Start, Some(record)) => HostCall::Start { vm, fence: record.fence },
+            (Repair::Stop, Some(record)) => HostCall::Stop { vm, fence: record.fence },
+            // These three need a record, and the core names them only with one.
+            (Repair::Create | Repair::Start | Repair::Stop, None) => return,
+            (Repair::Retire { fence }, _) => {
+                let attempt = self.seen.get(&vm).map(|seen| seen.attempt).unwrap_or_default();
+                let job = self.retiring_job(vm);
+                let Some(job) = job else {
+                    self.trouble.insert(vm, "it moved away, and no clean-up names the job that moved it".into());
+                    return;
+                };
+                HostCall::Retire { key: SwitchKey { vm, job, attempt }, fence }
+            }
+            (Repair::AbortAndResume(attempt), _) => return self.abort_and_resume(vm, attempt),
+            (Repair::ReleaseHold(attempt), _) => HostCall::ReleaseHold { key: key(attempt) },
+        };
+        tracing::info!(cluster = %self.id, %vm, ?repair, fence = fence.map(|f| f.to_string()), "repair");
+        self.repairing.insert(vm);
+        let (me, driver) = (self.me.clone(), self.driver.clone());
+        let operation = OperationId::of_request(self.ctx.next_request(), "repair");
+        tokio::spawn(async move {
+            let result = driver.call(operation, call, limits::REQUEST_MS).await;
+            let result = result.map(|_| ()).map_err(|error| error.to_string());
+            let _ = me.cast(Class::Fencing, ClusterMessage::Repaired(vm, result));
+        });
+    }
+
+    /// The job whose transfer retires the copy here, by its clean-up.
+    fn retiring_job(&self, vm: VmId) -> Option<crate::types::JobId> {
+        let owed = tables::cleanups(&self.ctx.store, Some(&self.id)).ok()?;
+        owed.into_iter().find(|cleanup| cleanup.vm == vm).and_then(|cleanup| cleanup.job)
+    }
+
+    /// Law 6.3: an attempt given up before its hold is recorded as `Abort` too, and only then is the guest resumed.
+    fn abort_and_resume(&mut self, vm: VmId, attempt: HostAttempt) {
+        self.repairing.insert(vm);
+        let (me, driver, ctx) = (self.me.clone(), self.driver.clone(), self.ctx.clone());
+        let here = self.ctx.here(&self.id);
+        tokio::spawn(async move {
+            let recorded = ctx
+                .store
+                .transact(Work::Finish, move |txn| {
+                    let known = tables::decisions_in(txn, vm)?;
+                    let fence = crate::types::Fence::default();
+                    if let Proposed::Recorded(record) = known.propose(attempt.attempt, Decision::Abort, &here, fence) {
+                        tables::put_decisions(txn, vm, &record)?;
+                    }
+                    Ok::<_, StoreError>(())
+                })
+                .await;
+            let result = match recorded {
+                Ok(()) => {
+                    let key = SwitchKey { vm, job: attempt.job, attempt: attempt.attempt };
+                    let operation = OperationId::of_request(ctx.next_request(), "repair");
+                    let called = driver.call(operation, HostCall::CancelPause { key }, limits::REQUEST_MS).await;
+                    called.map(|_| ()).map_err(|error| error.to_string())
+                }
+                Err(error) => Err(error.to_string()),
+            };
+            let _ = me.cast(Class::Fencing, ClusterMessage::Repaired(vm, result));
+        });
+    }
+
+    fn repaired(&mut self, vm: VmId, result: Result<(), String>) {
+        self.repairing.remove(&vm);
+        match result {
+            Ok(()) => {
+                self.trouble.remove(&vm);
+                self.may_start_lost.remove(&vm);
+                self.look();
+            }
+            Err(why) => {
+                tracing::warn!(cluster = %self.id, %vm, why, "a repair failed; it is tried again");
+                self.trouble.insert(vm, why);
+            }
+        }
+    }
+
+    /// Disks of VMs that moved away, after their retention window; named by the fence they were retired with.
+    fn clean_up(&mut self) -> Result<(), StoreError> {
+        let now = self.ctx.clock.wall();
+        for owed in tables::cleanups(&self.ctx.store, Some(&self.id))? {
+            if owed.due > now || self.repairing.contains(&owed.vm) {
+                continue;
+            }
+            let retired = self.seen.get(&owed.vm).is_none_or(|seen| seen.power == crate::types::GuestPower::Retired);
+            let call = match owed.kind {
+                // A copy that is not destroyed yet is: convergence retires it first.
+                CleanupKind::Purge if !retired => continue,
+                CleanupKind::Purge => HostCall::Purge { vm: owed.vm, fence: owed.fence },
+                CleanupKind::Delete => HostCall::Delete { vm: owed.vm, fence: owed.fence },
+            };
+            self.repairing.insert(owed.vm);
+            let (me, driver, ctx, id) = (self.me.clone(), self.driver.clone(), self.ctx.clone(), self.id.clone());
+            tokio::spawn(async move {
+                let operation = OperationId::of_request(ctx.next_request(), "purge");
+                let result = match driver.call(operation, call, limits::REQUEST_MS).await {
+                    Ok(_) | Err(HostError::NotFound { .. }) => {
+                        let settled = ctx
+                            .store
+                            .transact(Work::Finish, move |txn| tables::settle_cleanup(txn, &id, owed.vm))
+                            .await;
+                        settled.map_err(|error| error.to_string())
+                    }
+                    Err(error) => Err(error.to_string()),
+                };
+                let _ = me.cast(Class::Control, ClusterMessage::Repaired(owed.vm, result));
+            });
+        }
+        Ok(())
+    }
+
+    fn view(&self) -> ClusterView {
+        let balance = self.ctx.ledgers.with(&self.id, |ledger| (ledger.balance(), ledger.vms())).unwrap_or_default();
+        let age = self.age();
+        let stale = age.is_none_or(|age| age > Context::fresh_for());
+        ClusterView {
+            id: self.id.clone(),
+            region: self.ctx.region.clone(),
+            host: self.host.clone(),
+            driver: "embedded".into(),
+            state: if age.is_none() { ClusterState::Unknown } else { self.health.state() },
+            reason: self.health.reason().to_owned(),
+            capacity: balance.0.capacity,
+            used: balance.0.used,
+            reserved: balance.0.reserved,
+            vms: balance.1 as u64,
+            age_ms: age.unwrap_or(Millis(u64::MAX)),
+            stale,
+        }
+    }
+}
+
+impl Serve for Cluster {
+    type Message = ClusterMessage;
+
+    async fn started(&mut self, ctx: &mut Ctx<ClusterMessage>) -> Result<(), HandlerError> {
+        self.me = ctx.this();
+        ctx.send_every(LOOK_EVERY, Class::Control, || ClusterMessage::Look);
+        self.look();
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: ClusterMessage, _: &mut Ctx<ClusterMessage>) -> Result<(), HandlerError> {
+        self.take(message);
+        Ok(())
+    }
+}
+
+fn seen_of(seen: &VmObservation) -> Seen {
+    let attempt = |key: SwitchKey| HostAttempt { job: key.job, attempt: key.attempt };
+    Seen {
+        power: seen.power,
+        fence: seen.fence,
+        hold: seen.hold.map(attempt),
+        paused_for: seen.paused_for.map(attempt),
+    }
+}

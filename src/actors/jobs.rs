@@ -1,0 +1,188 @@
+//! The running jobs of a region. Owns: one actor per running job and side, and its entry in the context.
+//! Always: a job is in the store before it runs; after a restart every open job runs again; a job whose actor crashed
+//! too often is parked by its own core, where a person sees it.
+
+use std::sync::Arc;
+
+use super::context::Context;
+use super::mailbox::{Admission, Class, Handle};
+use super::serve::{Ctx, Exit, HandlerError, Serve, Start};
+use super::source_job::{SourceJob, SourceMessage};
+use super::target_job::{TargetJob, TargetMessage};
+use super::{ChildSpec, tables};
+use crate::decision::migration::source::{Event, Input};
+use crate::store::StoreError;
+use crate::types::{JobId, limits};
+
+/// Runs every open job again: at the start of a process.
+///
+/// # Errors
+/// The store's.
+pub async fn run_all(ctx: &Arc<Context>) -> Result<usize, StoreError> {
+    let (source, target) = tables::open_jobs(&ctx.store)?;
+    let count = source.len() + target.len();
+    // The target's side first: a source asks at once.
+    for record in &target {
+        run_target(ctx, record.first.job).await;
+    }
+    for record in &source {
+        run_source(ctx, record.first.job).await;
+    }
+    Ok(count)
+}
+
+fn source_id(job: JobId) -> String {
+    format!("job-source-{job}")
+}
+
+fn target_id(job: JobId) -> String {
+    format!("job-target-{job}")
+}
+
+/// Runs a job on its source's side, if it does not run.
+pub async fn run_source(ctx: &Arc<Context>, job: JobId) {
+    let handle: Handle<SourceMessage> = Handle::new(ctx.clock, Admission::default());
+    let fresh = ctx.with_jobs(|running| match running.source.entry(job) {
+        std::collections::btree_map::Entry::Vacant(place) => {
+            place.insert(handle.clone());
+            true
+        }
+        std::collections::btree_map::Entry::Occupied(_) => false,
+    });
+    if !fresh {
+        return;
+    }
+    let inner = ctx.clone();
+    let spec = ChildSpec::actor(source_id(job), &handle, move |start: Start| {
+        let ctx = inner.clone();
+        async move { Ok(SourceActor { ctx, job, crashes: start.crashes, shell: None }) }
+    });
+    add(ctx, spec.job(), job).await;
+}
+
+/// Runs a job on its target's side, if it does not run.
+pub async fn run_target(ctx: &Arc<Context>, job: JobId) {
+    let handle: Handle<TargetMessage> = Handle::new(ctx.clock, Admission::default());
+    let fresh = ctx.with_jobs(|running| match running.target.entry(job) {
+        std::collections::btree_map::Entry::Vacant(place) => {
+            place.insert(handle.clone());
+            true
+        }
+        std::collections::btree_map::Entry::Occupied(_) => false,
+    });
+    if !fresh {
+        return;
+    }
+    let inner = ctx.clone();
+    let spec = ChildSpec::actor(target_id(job), &handle, move |_: Start| {
+        let ctx = inner.clone();
+        async move { Ok(TargetActor { ctx, job, shell: None }) }
+    });
+    add(ctx, spec.job(), job).await;
+}
+
+async fn add(ctx: &Arc<Context>, spec: ChildSpec, job: JobId) {
+    let Some(supervisor) = ctx.migrations() else { return };
+    if let Err(error) = supervisor.add_child(spec).await {
+        // It stays in the store; the next start of the process runs it again.
+        tracing::error!(%job, %error, "the job can't be run now");
+        ctx.with_jobs(|running| {
+            running.source.remove(&job);
+            running.target.remove(&job);
+        });
+    }
+}
+
+/// Forgets a job that is over: its actor ends by itself right after.
+fn forget(ctx: &Arc<Context>, id: String) {
+    let ctx = ctx.clone();
+    tokio::spawn(async move {
+        if let Some(supervisor) = ctx.migrations()
+            && let Err(error) = supervisor.remove_child(id.clone()).await
+        {
+            tracing::debug!(id, %error, "an ended job stays listed");
+        }
+    });
+}
+
+struct SourceActor {
+    ctx: Arc<Context>,
+    job: JobId,
+    crashes: u32,
+    shell: Option<SourceJob>,
+}
+
+impl SourceActor {
+    async fn over(&mut self) -> Result<(), HandlerError> {
+        self.ctx.with_jobs(|running| running.source.remove(&self.job));
+        forget(&self.ctx, source_id(self.job));
+        Err(Exit::Normal.into())
+    }
+}
+
+impl Serve for SourceActor {
+    type Message = SourceMessage;
+
+    async fn started(&mut self, ctx: &mut Ctx<SourceMessage>) -> Result<(), HandlerError> {
+        let Some(record) = tables::source_job(&self.ctx.store, self.job)? else {
+            return self.over().await;
+        };
+        let mut shell = SourceJob::load(self.ctx.clone(), ctx.this(), record)?;
+        if self.crashes + 1 >= limits::JOB_CRASHES_MAX {
+            // One more would park the actor where only the tree shows it: the job parks itself instead.
+            let input = Input { attempt: shell.state.attempt, step: None, event: Event::Quarantined };
+            ctx.this().cast(Class::Fencing, SourceMessage::Input(input))?;
+        } else {
+            shell.begin().await?;
+        }
+        self.shell = Some(shell);
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: SourceMessage, ctx: &mut Ctx<SourceMessage>) -> Result<(), HandlerError> {
+        let Some(shell) = &mut self.shell else { return Ok(()) };
+        let before = shell.entries();
+        let over = shell.handle(message).await?;
+        if shell.entries() > before {
+            ctx.progress();
+        }
+        if over { self.over().await } else { Ok(()) }
+    }
+}
+
+struct TargetActor {
+    ctx: Arc<Context>,
+    job: JobId,
+    shell: Option<TargetJob>,
+}
+
+impl Serve for TargetActor {
+    type Message = TargetMessage;
+
+    async fn started(&mut self, ctx: &mut Ctx<TargetMessage>) -> Result<(), HandlerError> {
+        let Some(record) = tables::target_job(&self.ctx.store, self.job)? else {
+            self.ctx.with_jobs(|running| running.target.remove(&self.job));
+            forget(&self.ctx, target_id(self.job));
+            return Err(Exit::Normal.into());
+        };
+        let mut shell = TargetJob::load(self.ctx.clone(), ctx.this(), record)?;
+        shell.begin();
+        self.shell = Some(shell);
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: TargetMessage, ctx: &mut Ctx<TargetMessage>) -> Result<(), HandlerError> {
+        let Some(shell) = &mut self.shell else { return Ok(()) };
+        let before = shell.entries();
+        let over = shell.handle(message).await?;
+        if shell.entries() > before {
+            ctx.progress();
+        }
+        if over {
+            self.ctx.with_jobs(|running| running.target.remove(&self.job));
+            forget(&self.ctx, target_id(self.job));
+            return Err(Exit::Normal.into());
+        }
+        Ok(())
+    }
+}

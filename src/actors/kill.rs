@@ -1,0 +1,46 @@
+//! Kill points (architecture §10). Owns: dying exactly where a test said. Always: honoured only with `[chaos] allow`,
+//! once: the point is written to `run/killed` before the process dies, and a point that stands there is passed.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use crate::decision::migration::steps::{KillPoint, Moment, Side, Step};
+
+/// The switch: which point, and where it leaves word of its hit.
+#[derive(Debug, Clone)]
+pub struct KillSwitch {
+    armed: Option<KillPoint>,
+    word: PathBuf,
+}
+
+impl KillSwitch {
+    /// A switch for `point`, if one is configured and allowed, that has not been hit before in this region's directory.
+    pub fn new(point: Option<KillPoint>, run_dir: &Path) -> KillSwitch {
+        let word = run_dir.join("killed");
+        let hit = fs::read_to_string(&word).unwrap_or_default();
+        let armed = point.filter(|p| !hit.lines().any(|line| line == p.to_string()));
+        KillSwitch { armed, word }
+    }
+
+    /// Dies here if this is the point.
+    pub fn pass(&self, step: Step, side: Side, moment: Moment) {
+        let here = KillPoint { step, side, moment };
+        if self.armed != Some(here) {
+            return;
+        }
+        let written = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.word)
+            .and_then(|mut file| writeln!(file, "{here}").and_then(|()| file.sync_all()));
+        if let Err(error) = written {
+            // Without the word the process would die here again after each restart.
+            tracing::error!(%here, %error, "can't leave word of the kill point, so it is passed");
+            return;
+        }
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        // SIGKILL of oneself is delivered before the call returns to user code; nothing after it runs.
+        std::process::abort();
+    }
+}

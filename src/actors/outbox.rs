@@ -1,0 +1,159 @@
+//! Shell of a link's durable half: delivers the outbox to one peer, in order, and tells it what this region has.
+//! Owns: when to try again. Always: a command is acknowledged in the store only after the peer answered; the id was given
+//! in the transaction that enqueued it, so a repeat is known as one. Not here: the connection (`protocol/`).
+
+use std::sync::Arc;
+
+use super::cluster::ClusterMessage;
+use super::context::Context;
+use super::inbound::Receiver;
+use super::mailbox::Class;
+use super::serve::{Ctx, HandlerError, Serve};
+use crate::protocol::bodies::DirectoryMessage;
+use crate::protocol::envelope;
+use crate::protocol::link::{Inbound as _, Link, LinkError, PeerId, Request};
+use crate::protocol::messages::Kind;
+use crate::store::{MessageId, StoreError, Work};
+use crate::types::{ClusterView, Millis, RegionName, limits};
+
+/// How often the outbox is looked at.
+const DELIVER_EVERY: Millis = Millis(100);
+/// How often a region tells the others of its clusters.
+const TELL_EVERY: Millis = Millis(1_000);
+
+/// What a deliverer is told, by its own timers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LinkMessage {
+    /// Deliver what waits.
+    Deliver,
+    /// Tell the peer what this region has.
+    Tell,
+}
+/// How often a peer is told what it need not remember any more.
+
+/// Delivers to one peer.
+pub struct Deliverer {
+    ctx: Arc<Context>,
+    peer: RegionName,
+    /// None for this region itself: what it tells itself goes through the same table.
+    link: Option<Arc<dyn Link>>,
+    receiver: Arc<Receiver>,
+    generation: u64,
+    told: Option<MessageId>,
+}
+
+impl Deliverer {
+    /// For a peer with a link, or for this region itself.
+    pub fn new(ctx: Arc<Context>, peer: RegionName, receiver: Arc<Receiver>) -> Deliverer {
+        let link = ctx.link(&peer);
+        Deliverer { ctx, peer, link, receiver, generation: 0, told: None }
+    }
+
+    async fn deliver(&mut self) -> Result<(), StoreError> {
+        if self.link.as_ref().is_some_and(|link| !*link.connected().borrow()) {
+            return Ok(());
+        }
+        for (id, body) in self.ctx.store.outbox(&self.peer)? {
+            if !self.send(id, body).await {
+                // In order: what comes after waits for it.
+                return Ok(());
+            }
+            let peer = self.peer.clone();
+            self.ctx
+                .store
+                .transact(Work::Finish, move |txn| txn.acknowledge(&peer, id))
+                .await
+                .map_err(crate::store::TransactError::flatten)?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, id: MessageId, body: Vec<u8>) -> bool {
+        let wire = envelope::MessageId { incarnation: id.incarnation, number: id.number };
+        let request = Request::command(wire, Kind::ANNOUNCE, "region", body, limits::REQUEST_MS);
+        let answered = match &self.link {
+            Some(link) => link.request(request).await.map_err(|error| match error {
+                LinkError::Refused { refusal, .. } => refusal.to_string(),
+                other => other.to_string(),
+            }),
+            None => {
+                let own = PeerId { region: self.ctx.region.clone(), incarnation: self.ctx.store.incarnation() };
+                self.receiver.request(own, request).await.map_err(|refusal| refusal.to_string())
+            }
+        };
+        if let Err(why) = &answered {
+            tracing::debug!(peer = %self.peer, %id, why, "a command is not delivered yet");
+        }
+        answered.is_ok()
+    }
+
+    /// The watermark of answered commands, if it rose since it was last told.
+    fn acknowledged_news(&mut self) -> Option<(u64, u64)> {
+        let mark = self.ctx.store.acknowledged(&self.peer).ok().flatten()?;
+        let news = self.told != Some(mark);
+        self.told = Some(mark);
+        news.then_some((mark.incarnation, mark.number))
+    }
+
+    async fn tell(&mut self) {
+        let Some(link) = self.link.clone() else { return };
+        if !*link.connected().borrow() {
+            return;
+        }
+        self.generation += 1;
+        let message = DirectoryMessage {
+            generation: self.generation,
+            // Only told on change: the receiver writes for it.
+            acknowledged: self.acknowledged_news(),
+            clusters: own_clusters(&self.ctx).await,
+        };
+        let Ok(body) = postcard::to_stdvec(&message) else { return };
+        let request = Request::query(Kind::DIRECTORY, "directory", body, limits::REQUEST_MS);
+        if let Err(error) = link.request(request).await {
+            self.told = None;
+            tracing::debug!(peer = %self.peer, %error, "the directory was not told");
+        }
+    }
+}
+
+impl Serve for Deliverer {
+    type Message = LinkMessage;
+
+    async fn started(&mut self, ctx: &mut Ctx<LinkMessage>) -> Result<(), HandlerError> {
+        ctx.send_every(DELIVER_EVERY, Class::Control, || LinkMessage::Deliver);
+        if self.link.is_some() {
+            ctx.send_every(TELL_EVERY, Class::Telemetry, || LinkMessage::Tell);
+        }
+        Ok(())
+    }
+
+    async fn handle(&mut self, message: LinkMessage, _: &mut Ctx<LinkMessage>) -> Result<(), HandlerError> {
+        match message {
+            LinkMessage::Deliver => self.deliver().await?,
+            LinkMessage::Tell => self.tell().await,
+        }
+        Ok(())
+    }
+}
+
+/// A command's id as it travels.
+pub fn pack(id: MessageId) -> Option<envelope::MessageId> {
+    Some(envelope::MessageId { incarnation: id.incarnation, number: id.number })
+}
+
+/// The id in the sender's store.
+pub fn unpack(id: envelope::MessageId) -> MessageId {
+    MessageId { incarnation: id.incarnation, number: id.number }
+}
+
+/// What this region's clusters say of themselves now. One that does not answer is left out rather than waited for.
+pub async fn own_clusters(ctx: &Context) -> Vec<ClusterView> {
+    let mut views = Vec::new();
+    for id in ctx.cluster_ids() {
+        let Some(cluster) = ctx.cluster(&id) else { continue };
+        if let Ok(view) = cluster.actor.call(Class::Control, limits::HEARTBEAT_MS, ClusterMessage::View).await {
+            views.push(view);
+        }
+    }
+    views
+}

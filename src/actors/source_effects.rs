@@ -1,0 +1,341 @@
+//! Effects of a migration's source side. Owns: calls to the source's host, questions to the target, the pump of bytes.
+//! Always: each effect is a task tied to the state that asked for it and tells its outcome to the job; an outcome that is
+//! not known is told as such. Waiting for an absent peer has its way out in the job's patience.
+//! Not here: what an outcome means (`decision/migration/source/step.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::AbortHandle;
+
+use super::context::Context;
+use super::mailbox::{Class, Handle};
+use super::source_job::{SourceJob, SourceMessage};
+use super::target_client::{self, Asked};
+use crate::decision::migration::source::{Command, Event, HostView, Input, Round};
+use crate::decision::migration::steps::Step;
+use crate::decision::migration::{TargetAnswer, TargetRequest};
+use crate::drivers::{End, HostCall, HostError, HostReply, Hypervisor, SwitchKey, VmObservation};
+use crate::types::{Attempt, GuestPower, Millis, OperationId, limits};
+
+/// How often a transfer is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// First and last pause before asking again.
+const AGAIN_FIRST: Duration = Duration::from_millis(5);
+const AGAIN_LAST: Duration = Duration::from_millis(1_000);
+/// What a switch costs beside its bytes and round trips: commits, calls to the hosts, microseconds. Measured by the
+/// bench `g12` on the embedded host, rounded up.
+const SWITCH_OVERHEAD_US: u64 = 8_000;
+
+impl Handle<SourceMessage> {
+    /// Tells the job what happened. A job that is gone has no use for it.
+    pub fn input(&self, input: Input) {
+        self.told(Class::Migration, SourceMessage::Input(input));
+    }
+}
+
+/// Everything an effect needs; a copy, since the job may be elsewhere when the effect ends.
+#[derive(Clone)]
+struct Effect {
+    ctx: Arc<Context>,
+    me: Handle<SourceMessage>,
+    driver: Arc<dyn Hypervisor>,
+    key: SwitchKey,
+    attempt: Attempt,
+    step: Step,
+    operation: OperationId,
+    asked: Asked,
+    bytes_per_second_max: Option<u64>,
+}
+
+impl Effect {
+    fn of(job: &SourceJob) -> Option<Effect> {
+        let step = job.state.phase.step();
+        Some(Effect {
+            ctx: job.ctx.clone(),
+            me: job.me.clone(),
+            driver: job.ctx.driver(&job.state.from.cluster)?,
+            key: job.key(),
+            attempt: job.state.attempt,
+            step,
+            operation: job.operation(step.name()),
+            asked: Asked::of(job),
+            bytes_per_second_max: job.record.bytes_per_second_max,
+        })
+    }
+
+    fn tell(&self, event: Event) {
+        self.me.input(Input { attempt: self.attempt, step: Some(self.step), event });
+    }
+
+    async fn call(&self, call: HostCall, deadline: Millis) -> Result<HostReply, HostError> {
+        self.driver.call(self.operation.clone(), call, deadline).await
+    }
+
+    async fn look(&self) -> Result<Option<VmObservation>, HostError> {
+        match self.call(HostCall::Get { vm: self.key.vm }, limits::REQUEST_MS).await? {
+            HostReply::Vm(vm) => Ok(vm),
+            other => Err(HostError::Failed { why: format!("an answer of another kind: {other:?}") }),
+        }
+    }
+}
+
+/// Starts the effect of `command`; its outcome arrives as an input of the job.
+pub fn start(job: &SourceJob, command: Command) -> AbortHandle {
+    let state = job.state.clone();
+    let Some(effect) = Effect::of(job) else {
+        let (me, attempt, step) = (job.me.clone(), state.attempt, state.phase.step());
+        let why = format!("cluster {} is not configured in this region any more", state.from.cluster);
+        return tokio::spawn(async move {
+            me.input(Input { attempt, step: Some(step), event: Event::SourceRefused { why } });
+        })
+        .abort_handle();
+    };
+    let key = effect.key;
+    let task = async move {
+        match command {
+            Command::AskTarget(request) => ask(&effect, request).await,
+            Command::FinishCopy => finish_copy(&effect).await,
+            Command::Copy => copy(&effect).await,
+            Command::Pause => {
+                let call = HostCall::PauseForSwitch { key, fence: state.fence, deadline: state.rules.deadline };
+                host(&effect, call, Event::Paused).await;
+            }
+            Command::Hold => host(&effect, HostCall::Hold { key }, Event::Held).await,
+            Command::CancelPause => host(&effect, HostCall::CancelPause { key }, Event::Resumed).await,
+            Command::ReleaseHold => host(&effect, HostCall::ReleaseHold { key }, Event::Revived).await,
+            Command::Retire => {
+                // Owed anyway (the cluster's clean-up does it too): here it only happens sooner.
+                let call = HostCall::Retire { key, fence: state.next_fence };
+                if effect.call(call, limits::REQUEST_MS).await.is_ok() {
+                    effect.tell(Event::Retired);
+                }
+            }
+            Command::Observe => observe(&effect).await,
+            // Performed by the job itself.
+            Command::Decide(_) | Command::Patience(_) => {}
+        }
+    };
+    tokio::spawn(task).abort_handle()
+}
+
+async fn again(pause: &mut Duration) {
+    tokio::time::sleep(*pause).await;
+    *pause = (*pause * 2).min(AGAIN_LAST);
+}
+
+/// One call to the source's host and what its answer means.
+async fn host(effect: &Effect, call: HostCall, done: Event) {
+    let mut pause = AGAIN_FIRST;
+    loop {
+        let event = match effect.call(call.clone(), limits::REQUEST_MS).await {
+            Ok(_) => done.clone(),
+            Err(HostError::Unknown { .. }) => Event::Unknown,
+            Err(HostError::Failed { why }) => {
+                // Hypervisors say "failed" and have done it: look, then try again.
+                tracing::warn!(job = %effect.key.job, step = effect.step.name(), why, "the host failed");
+                again(&mut pause).await;
+                Event::Unknown
+            }
+            Err(error @ (HostError::NotFound { .. } | HostError::NoRoom { .. })) => {
+                Event::SourceLost { why: error.to_string() }
+            }
+            Err(error @ (HostError::Refused { .. } | HostError::Fenced { .. } | HostError::Unsupported { .. })) => {
+                Event::SourceRefused { why: error.to_string() }
+            }
+            // Another life of this region's store is in charge: this one must not act at all.
+            Err(error @ HostError::StaleIncarnation { .. }) => {
+                effect.ctx.fail(error.to_string());
+                return;
+            }
+        };
+        // A refusal by a host that died and lost the guest says nothing of why: look.
+        if let Event::SourceRefused { .. } = &event
+            && let Ok(Some(seen)) = effect.look().await
+            && seen.power == GuestPower::Lost
+            && seen.hold != Some(effect.key)
+        {
+            effect.tell(Event::SourceLost { why: "its host restarted and the guest's memory is gone".into() });
+            return;
+        }
+        effect.tell(event);
+        return;
+    }
+}
+
+/// Looks at the host until it answers.
+async fn observe(effect: &Effect) {
+    let mut pause = AGAIN_FIRST;
+    loop {
+        match effect.look().await {
+            Ok(seen) => return effect.tell(Event::Observed(view(seen.as_ref(), effect.key))),
+            Err(HostError::NotFound { .. }) => return effect.tell(Event::Observed(view(None, effect.key))),
+            Err(error) => {
+                tracing::debug!(job = %effect.key.job, %error, "the source's host does not answer yet");
+                again(&mut pause).await;
+            }
+        }
+    }
+}
+
+fn view(seen: Option<&VmObservation>, key: SwitchKey) -> HostView {
+    let Some(seen) = seen else {
+        return HostView { alive: false, paused: false, held: false, spent: true, gone: true };
+    };
+    let held = seen.hold.is_some_and(|hold| hold == key);
+    let paused = seen.paused_for.is_some_and(|paused| paused == key);
+    HostView {
+        alive: matches!(seen.power, GuestPower::Running | GuestPower::Paused),
+        paused,
+        held,
+        spent: !held && !paused && seen.spent.is_some_and(|spent| spent.attempt >= key.attempt),
+        gone: seen.power == GuestPower::Retired,
+    }
+}
+
+/// Asks the target until it answers.
+async fn ask(effect: &Effect, request: TargetRequest) {
+    let mut pause = AGAIN_FIRST;
+    loop {
+        let answer = target_client::ask(&effect.ctx, &effect.asked, &request).await;
+        let event = match answer {
+            Ok(Some(answer)) => match answer {
+                TargetAnswer::Reserved => Event::Reserved,
+                TargetAnswer::Prepared => Event::Prepared,
+                TargetAnswer::Sealed { .. } => Event::Sealed,
+                TargetAnswer::Started => Event::Started,
+                TargetAnswer::Verified { .. } => Event::Verified,
+                TargetAnswer::Refused { why } => Event::TargetRefused { why },
+                TargetAnswer::Lost { why } => Event::TargetLost { why },
+                TargetAnswer::Superseded { by } => {
+                    Event::TargetLost { why: format!("the target is at attempt {by} already") }
+                }
+                TargetAnswer::NotComplete => {
+                    tokio::time::sleep(AGAIN_FIRST).await;
+                    continue;
+                }
+                // Nobody here asks for it: discards go through the outbox.
+                TargetAnswer::Discarded => Event::TargetLost { why: "the target gave the room back".into() },
+            },
+            // Under way there.
+            Ok(None) => {
+                again(&mut pause).await;
+                continue;
+            }
+            Err(error) => {
+                tracing::debug!(job = %effect.key.job, ?request, %error, "the target does not answer yet");
+                again(&mut pause).await;
+                continue;
+            }
+        };
+        return effect.tell(event);
+    }
+}
+
+/// The guest is paused: the target is asked to seal, which it does once the last round is there. Meanwhile the host is
+/// watched, since the watchdog may end this.
+async fn finish_copy(effect: &Effect) {
+    let watch = async {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let Ok(seen) = effect.look().await else { continue };
+            let view = view(seen.as_ref(), effect.key);
+            if view.spent {
+                return Event::SourceRefused { why: "the watchdog fired before the target had everything".into() };
+            }
+            if !view.alive {
+                return Event::SourceLost { why: "its host restarted and the guest's memory is gone".into() };
+            }
+            report(effect).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = ask(effect, TargetRequest::Seal) => {}
+        event = watch => effect.tell(event),
+    }
+}
+
+/// Tells the job how the transfer stands.
+async fn report(effect: &Effect) -> Option<crate::drivers::TransferProgress> {
+    match effect.call(HostCall::Progress { key: effect.key }, limits::REQUEST_MS).await {
+        Ok(HostReply::Progress(progress)) => {
+            effect.me.told(Class::Telemetry, SourceMessage::Progress(effect.attempt, progress));
+            Some(progress)
+        }
+        _ => None,
+    }
+}
+
+/// Rounds of pre-copy: the host sends by itself through the pump; here it is watched.
+async fn copy(effect: &Effect) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let Some(progress) = report(effect).await else {
+            match effect.look().await {
+                Ok(seen) if !view(seen.as_ref(), effect.key).alive => {
+                    let why = "its host restarted and the guest's memory is gone".into();
+                    return effect.tell(Event::SourceLost { why });
+                }
+                Ok(_) | Err(_) => continue,
+            }
+        };
+        let target_gone = !progress.connected && progress.acknowledged_bytes > 0;
+        if target_gone && let Some(event) = target_still_there(effect).await {
+            return effect.tell(event);
+        }
+        if !progress.connected {
+            continue;
+        }
+        effect.tell(Event::Round(Round {
+            rounds: progress.rounds,
+            remaining_bytes: progress.remaining_bytes,
+            bytes_per_second: progress.bytes_per_second,
+            dirty_bytes_per_second: progress.dirty_bytes_per_second,
+            overhead_us: effect.ctx.round_trip_us(&effect.asked.to.region) * 2 + SWITCH_OVERHEAD_US,
+            decider_reachable: effect.ctx.store_works(),
+        }));
+    }
+}
+
+/// While the channel is cut: has the target lost what it had? Asking it to prepare again is answered from its state.
+async fn target_still_there(effect: &Effect) -> Option<Event> {
+    match target_client::ask(&effect.ctx, &effect.asked, &TargetRequest::Prepare).await {
+        Ok(Some(TargetAnswer::Lost { why })) => Some(Event::TargetLost { why }),
+        Ok(Some(TargetAnswer::Refused { why })) => Some(Event::TargetRefused { why }),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Relays the bytes of a transfer between the two hosts, again and again after each cut, until it is aborted.
+/// Nodes do not look into a channel: what was received and acknowledged is known to the hosts alone.
+pub fn pump(job: &SourceJob) -> AbortHandle {
+    let effect = Effect::of(job);
+    let task = async move {
+        let Some(effect) = effect else { return };
+        let send = HostCall::Send { key: effect.key, bytes_per_second_max: effect.bytes_per_second_max };
+        let mut pause = AGAIN_FIRST;
+        loop {
+            match relay(&effect, &send).await {
+                Ok(()) => tracing::debug!(job = %effect.key.job, "a channel ended"),
+                Err(error) => tracing::debug!(job = %effect.key.job, error, "a channel was cut"),
+            }
+            again(&mut pause).await;
+        }
+    };
+    tokio::spawn(task).abort_handle()
+}
+
+async fn relay(effect: &Effect, send: &HostCall) -> Result<(), String> {
+    let operation = OperationId::of_job(effect.key.job, effect.attempt, "send");
+    effect.driver.call(operation, send.clone(), limits::REQUEST_MS).await.map_err(|e| e.to_string())?;
+    let channel = crate::drivers::Channel::Blocks;
+    let mut far = target_client::open_channel(&effect.ctx, &effect.asked, effect.key, channel).await?;
+    let mut near =
+        effect.driver.open_channel(effect.key, channel, End::Source).await.map_err(|error| error.to_string())?;
+    const BUFFER: usize = 256 * 1024;
+    tokio::io::copy_bidirectional_with_sizes(&mut near, &mut far, BUFFER, BUFFER)
+        .await
+        .map(|_| ())
+        .map_err(|error| error.to_string())
+}

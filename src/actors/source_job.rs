@@ -1,0 +1,417 @@
+//! Shell of a migration's source side (`decision/migration/source/`). Owns: journalling an advance with what must be
+//! written beside it, then performing the commands of the new state.
+//! Always: a state is durable before its effects begin; an outcome that no state waits for is dropped by the core.
+//! Not here: the effects themselves (`source_effects.rs`), what is decided.
+
+use std::sync::Arc;
+
+use tokio::task::AbortHandle;
+
+use super::call::Reply;
+use super::context::Context;
+use super::mailbox::Handle;
+use super::records::{Cleanup, CleanupKind, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TransferRecord};
+use super::serve::{Exit, HandlerError};
+use super::tables::{self, JobEntry, JournalEntry};
+use super::{source_effects, vms};
+use crate::decision::migration::Verdict;
+use crate::decision::migration::source::{self, Command, Event, Input, Phase, Source, Write};
+use crate::decision::migration::steps::{Moment, Side, Step};
+use crate::decision::ownership::{Decision, Proposed};
+use crate::drivers::TransferProgress;
+use crate::protocol::bodies::AnnounceMessage;
+use crate::store::{StoreError, Txn, Work};
+use crate::types::{Attempt, MigrationStatus, OperationId, SwitchKey, Tick};
+
+/// What a source job is told.
+pub enum SourceMessage {
+    /// Something happened.
+    Input(Input),
+    /// How the transfer of this attempt stands.
+    Progress(Attempt, TransferProgress),
+    /// A person says something; the answer tells whether it was taken.
+    Person(Event, Reply<Result<(), &'static str>>),
+    /// How does it stand?
+    Status(Reply<MigrationStatus>),
+}
+
+/// The shell of one job.
+pub struct SourceJob {
+    pub(super) ctx: Arc<Context>,
+    pub(super) me: Handle<SourceMessage>,
+    pub(super) state: Source,
+    pub(super) record: SourceJobRecord,
+    pub(super) transfer: TransferRecord,
+    progress: TransferProgress,
+    entries: u64,
+    checkpointed: u64,
+    tasks: Vec<AbortHandle>,
+    patience: Option<AbortHandle>,
+    pump: Option<AbortHandle>,
+    paused_since: Option<Tick>,
+    resumed: bool,
+}
+
+impl SourceJob {
+    /// Reads the job back from the store: the record, then the fold of its journal.
+    ///
+    /// # Errors
+    /// The store's, or a journal that the core does not take.
+    pub fn load(ctx: Arc<Context>, me: Handle<SourceMessage>, record: SourceJobRecord) -> Result<Self, HandlerError> {
+        let job = record.first.job;
+        let journal = tables::source_journal(&ctx.store, job)?;
+        let inputs: Vec<Input> = journal.iter().map(|entry| entry.input.clone()).collect();
+        let state = source::fold(record.first.clone(), &inputs).map_err(|(position, why)| {
+            Exit::Poison(format!("entry {position} of the journal of {job} does not follow: {why}"))
+        })?;
+        let checkpoint: Option<SourceCheckpoint> = tables::source_checkpoint(&ctx.store, job)?;
+        let mut transfer = checkpoint.map(|c| c.transfer).unwrap_or_default();
+        let resumed = !journal.is_empty();
+        if resumed {
+            transfer.resumes += 1;
+        }
+        Ok(SourceJob {
+            ctx,
+            me,
+            state,
+            record,
+            transfer,
+            progress: TransferProgress::default(),
+            entries: journal.len() as u64,
+            checkpointed: transfer.acknowledged,
+            tasks: Vec::new(),
+            patience: None,
+            pump: None,
+            paused_since: None,
+            resumed,
+        })
+    }
+
+    /// What both ends of this attempt's transfer are fenced by.
+    pub fn key(&self) -> SwitchKey {
+        SwitchKey { vm: self.state.vm, job: self.state.job, attempt: self.state.attempt }
+    }
+
+    /// The operation of this attempt's `step`.
+    pub fn operation(&self, step: &str) -> OperationId {
+        OperationId::of_job(self.state.job, self.state.attempt, step)
+    }
+
+    /// Issues the commands of the state it was read back with.
+    pub async fn begin(&mut self) -> Result<(), HandlerError> {
+        tracing::info!(job = %self.state.job, step = self.state.phase.step().name(), resumed = self.resumed, "job runs");
+        self.perform().await
+    }
+
+    /// How many entries its journal has.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// One message; `true` once the job is over.
+    pub async fn handle(&mut self, message: SourceMessage) -> Result<bool, HandlerError> {
+        match message {
+            SourceMessage::Input(input) => {
+                let _ = self.take(input).await?;
+            }
+            SourceMessage::Progress(attempt, progress) if attempt == self.state.attempt => {
+                self.note_progress(progress).await?;
+            }
+            SourceMessage::Progress(..) => {}
+            SourceMessage::Person(event, reply) => {
+                let input = Input { attempt: self.state.attempt, step: None, event };
+                let taken = self.take(input).await?;
+                reply.send(taken);
+            }
+            SourceMessage::Status(reply) => {
+                reply.send(self.status());
+            }
+        }
+        Ok(matches!(self.state.phase, Phase::Ended(_)))
+    }
+
+    /// Steps the core; journals and performs an advance. The inner result is the refusal for who asked.
+    async fn take(&mut self, input: Input) -> Result<Result<(), &'static str>, HandlerError> {
+        let next = match source::step(&self.state, &input) {
+            Verdict::Advance(next) => next,
+            Verdict::Ignore(why) => {
+                tracing::trace!(job = %self.state.job, ?input, why, "ignored");
+                return Ok(Ok(()));
+            }
+            Verdict::Refuse(why) => return Ok(Err(why)),
+        };
+        let before = self.state.phase.step();
+        if input.step == Some(before) {
+            self.ctx.kill.pass(before, Side::Source, Moment::AfterEffect);
+        }
+        self.journal(input, next).await?;
+        self.perform().await?;
+        Ok(Ok(()))
+    }
+
+    /// Makes an advance durable, with all that belongs to it.
+    async fn journal(&mut self, input: Input, next: Source) -> Result<(), HandlerError> {
+        let (was, will) = (self.state.phase.step(), next.phase.step());
+        if was != will {
+            self.ctx.kill.pass(will, Side::Source, Moment::BeforeWrite);
+        }
+        self.note_switch(&input, &next);
+        let advance = self.prepare_write(input, next);
+        let written = self
+            .ctx
+            .store
+            .transact(Work::Finish, move |txn| {
+                advance.write(txn)?;
+                Ok::<_, StoreError>(advance.after)
+            })
+            .await?;
+        self.entered(written, was != will);
+        Ok(())
+    }
+
+    /// Proposes `decision`, and journals what stands then, in one transaction: the first recorded wins.
+    async fn decide(&mut self, decision: Decision) -> Result<(), HandlerError> {
+        let input =
+            |decided| Input { attempt: self.state.attempt, step: Some(Step::Decide), event: Event::Decided(decided) };
+        if decision == Decision::Transfer {
+            // The entry of the next step is written by the same transaction.
+            self.ctx.kill.pass(Step::Switch, Side::Source, Moment::BeforeWrite);
+        }
+        let template = self.prepare_write(input(decision), self.state.clone());
+        let after = self
+            .ctx
+            .store
+            .transact(Work::Finish, move |txn| {
+                let state = &template.before;
+                let known = tables::decisions_in(txn, state.vm)?;
+                let (stands, record) = match known.propose(state.attempt, decision, &state.to, state.next_fence) {
+                    Proposed::Recorded(record) => (decision, Some(record)),
+                    Proposed::Stands(stands) => (stands, None),
+                    // An attempt below the highest decided one can never become a transfer.
+                    Proposed::Superseded(_) => (Decision::Abort, None),
+                };
+                if let Some(record) = record {
+                    tables::put_decisions(txn, state.vm, &record)?;
+                }
+                let mut advance = template.clone();
+                advance.entry.input.event = Event::Decided(stands);
+                match source::step(state, &advance.entry.input) {
+                    Verdict::Advance(next) => advance.after = next,
+                    Verdict::Ignore(why) | Verdict::Refuse(why) => {
+                        return Err(StoreError::Damaged {
+                            what: format!("journal of {}", state.job),
+                            detail: format!("it can't take {stands:?}: {why}"),
+                        });
+                    }
+                }
+                advance.write(txn)?;
+                Ok(advance.after)
+            })
+            .await?;
+        self.ctx.kill.pass(Step::Decide, Side::Source, Moment::AfterEffect);
+        let changed = after.phase.step() != Step::Decide;
+        self.entered(after, changed);
+        Ok(())
+    }
+
+    fn prepare_write(&self, input: Input, after: Source) -> Advance {
+        Advance {
+            before: self.state.clone(),
+            after,
+            entry: JournalEntry { input, at: self.ctx.clock.wall() },
+            entries: self.entries + 1,
+            transfer: self.transfer,
+            ctx: self.ctx.clone(),
+            retention_ms: self.ctx.settings.retention.0,
+            status: self.status(),
+        }
+    }
+
+    /// The state is durable: the effects of the last one are nobody's any more.
+    fn entered(&mut self, next: Source, step_changed: bool) {
+        self.entries += 1;
+        if step_changed {
+            tracing::info!(
+                job = %next.job, attempt = %next.attempt, step = next.phase.step().name(), note = next.note, "step"
+            );
+            self.ctx.events.job(self.ctx.clock.wall(), next.job, next.phase.step().name());
+        }
+        self.state = next;
+        self.ctx.kill.pass(self.state.phase.step(), Side::Source, Moment::AfterWrite);
+    }
+
+    fn stop_tasks(&mut self) {
+        for task in self.tasks.drain(..).chain(self.patience.take()) {
+            task.abort();
+        }
+        let pumping = matches!(self.state.phase, Phase::Copying | Phase::Pausing | Phase::Sealing | Phase::Holding);
+        if !pumping && let Some(pump) = self.pump.take() {
+            pump.abort();
+        }
+    }
+
+    async fn perform(&mut self) -> Result<(), HandlerError> {
+        loop {
+            self.stop_tasks();
+            let commands = source::commands(&self.state);
+            if let [Command::Decide(decision)] = commands.as_slice() {
+                self.decide(*decision).await?;
+                continue;
+            }
+            if self.state.phase == Phase::Queued {
+                let go = Input { attempt: self.state.attempt, step: Some(Step::Queue), event: Event::Go };
+                if let Verdict::Advance(next) = source::step(&self.state, &go) {
+                    self.journal(go, next).await?;
+                    continue;
+                }
+            }
+            for command in commands {
+                self.issue(command);
+            }
+            return Ok(());
+        }
+    }
+
+    fn issue(&mut self, command: Command) {
+        let needs_pump = matches!(command, Command::Copy | Command::Pause | Command::FinishCopy);
+        if needs_pump && self.pump.as_ref().is_none_or(AbortHandle::is_finished) {
+            self.pump = Some(source_effects::pump(self));
+        }
+        match command {
+            Command::Patience(patience) => {
+                let (me, attempt, step) = (self.me.clone(), self.state.attempt, self.state.phase.step());
+                let task = tokio::spawn(async move {
+                    tokio::time::sleep(patience.duration()).await;
+                    me.input(Input { attempt, step: Some(step), event: Event::TimedOut });
+                });
+                self.patience = Some(task.abort_handle());
+            }
+            other => self.tasks.push(source_effects::start(self, other)),
+        }
+    }
+
+    /// Progress is kept beside the journal: a checkpoint each few MiB, so that a restart can say where it resumed.
+    async fn note_progress(&mut self, progress: TransferProgress) -> Result<(), HandlerError> {
+        const CHECKPOINT_EVERY_BYTES: u64 = 4 * crate::types::MIB;
+        if progress.acknowledged_bytes > self.progress.acknowledged_bytes && self.state.phase == Phase::Copying {
+            // It moves: the patience of this phase begins anew.
+            if let Some(patience) = self.patience.take() {
+                patience.abort();
+            }
+            self.issue(Command::Patience(self.state.rules.patience));
+        }
+        self.progress = progress;
+        if self.resumed && progress.connected {
+            self.resumed = false;
+            self.transfer.resumed_from = progress.acknowledged_bytes;
+        }
+        self.transfer.acknowledged = self.transfer.acknowledged.max(progress.acknowledged_bytes);
+        self.transfer.sent = self.transfer.sent.max(progress.sent_bytes);
+        self.transfer.sent_twice = self.transfer.sent_twice.max(progress.sent_twice_bytes);
+        self.transfer.total = self.transfer.total.max(progress.total_bytes);
+        if self.transfer.acknowledged >= self.checkpointed + CHECKPOINT_EVERY_BYTES {
+            self.checkpointed = self.transfer.acknowledged;
+            let checkpoint =
+                SourceCheckpoint { state: self.state.clone(), entries: self.entries, transfer: self.transfer };
+            let job = self.state.job;
+            self.ctx
+                .store
+                .transact(Work::Finish, move |txn| tables::put_source_checkpoint(txn, job, &checkpoint))
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn note_switch(&mut self, input: &Input, next: &Source) {
+        match input.event {
+            Event::Paused => {
+                self.paused_since = Some(self.ctx.clock.now());
+                self.transfer.paused_at = self.ctx.clock.wall().0;
+            }
+            Event::Started if next.decided_transfer() => {
+                self.transfer.downtime_us = match self.paused_since {
+                    Some(since) => self.ctx.clock.now().since(since).0 * 1_000,
+                    // Paused in an earlier life of this process: only the wall clock spans it.
+                    None => self.ctx.clock.wall().0.saturating_sub(self.transfer.paused_at) * 1_000,
+                };
+            }
+            _ => {}
+        }
+    }
+
+    /// How it stands, for the API.
+    pub fn status(&self) -> MigrationStatus {
+        vms::status_of(&self.state, &self.record, &self.transfer, &self.progress, self.ctx.clock.wall())
+    }
+}
+
+impl Drop for SourceJob {
+    fn drop(&mut self) {
+        for task in self.tasks.drain(..).chain(self.patience.take()).chain(self.pump.take()) {
+            task.abort();
+        }
+    }
+}
+
+/// An advance on its way into the store.
+#[derive(Clone)]
+struct Advance {
+    before: Source,
+    after: Source,
+    entry: JournalEntry<Input>,
+    entries: u64,
+    transfer: TransferRecord,
+    ctx: Arc<Context>,
+    retention_ms: u64,
+    status: MigrationStatus,
+}
+
+impl Advance {
+    fn write(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
+        let job = self.after.job;
+        tables::append(txn, job, &JobEntry::Source(self.entry.clone()))?;
+        let checkpoint = SourceCheckpoint { state: self.after.clone(), entries: self.entries, transfer: self.transfer };
+        tables::put_source_checkpoint(txn, job, &checkpoint)?;
+        for write in source::writes(&self.before, &self.after) {
+            match write {
+                Write::VmLeft => self.vm_left(txn)?,
+                Write::VmStays => vms::unlock(txn, self.after.vm, job)?,
+                Write::OweDiscard => self.owe_discard(txn)?,
+                Write::JobEnded => {
+                    let now = self.entry.at;
+                    let mut status = self.status.clone();
+                    status.state = self.after.state();
+                    status.status = status.state.nova_status().into();
+                    status.phase = Step::End.name().into();
+                    status.progress = 100.0;
+                    status.reason = self.after.note.clone();
+                    status.commands = Vec::new();
+                    status.completed_at = Some(now);
+                    tables::end_source(txn, job, &SourceJobEnded { status })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn vm_left(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
+        let s = &self.after;
+        let due = crate::types::WallMillis(self.entry.at.0.saturating_add(self.retention_ms));
+        let cleanup = Cleanup {
+            kind: CleanupKind::Purge,
+            job: Some(s.job),
+            vm: s.vm,
+            cluster: s.from.cluster.clone(),
+            fence: s.next_fence,
+            due,
+        };
+        tables::owe(txn, &cleanup)?;
+        vms::leave(txn, &self.ctx.ledgers, s, s.to.region == self.ctx.region)
+    }
+
+    fn owe_discard(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
+        let s = &self.after;
+        let discard = AnnounceMessage::Discard { job: s.job, vm: s.vm, attempt: s.attempt };
+        tables::tell(txn, &s.to.region, &discard)
+    }
+}

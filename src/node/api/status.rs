@@ -1,0 +1,349 @@
+//! The federation as this region sees it: status, clusters, links, tree, store, operations, events, audit.
+//! Always: from memory and the own store; nobody else is waited for, so it answers also when cut off.
+
+use std::collections::BTreeMap;
+
+use super::{RegionApi, not_found};
+use crate::actors::{Tree, TreeState};
+use crate::actors::{outbox, tables};
+use crate::admin::*;
+use crate::protocol::link;
+use crate::store::Work;
+use crate::types::*;
+
+impl RegionApi {
+    pub(super) async fn all_clusters(&self) -> Vec<ClusterView> {
+        let mut views = outbox::own_clusters(&self.ctx).await;
+        views.extend(self.ctx.directory.clusters(self.ctx.clock.now()));
+        views.sort_by(|a, b| (&a.region, &a.id).cmp(&(&b.region, &b.id)));
+        views
+    }
+
+    pub(super) async fn cluster_now(&self, id: ClusterId, region: Option<RegionName>) -> Result<ClusterView, ApiError> {
+        let mut found: Vec<ClusterView> = self.all_clusters().await;
+        found.retain(|view| view.id == id && region.as_ref().is_none_or(|region| *region == view.region));
+        match found.len() {
+            0 => Err(not_found("cluster", id)),
+            1 => Ok(found.remove(0)),
+            _ => {
+                let regions: Vec<_> = found.iter().map(|view| view.region.to_string()).collect();
+                let text = format!("several regions have a cluster {id}: {}", regions.join(", "));
+                Err(ApiError::new(ErrorCode::Conflict, text).hint("name the region with ?region="))
+            }
+        }
+    }
+
+    pub(super) async fn inventory_now(&self, region: Option<RegionName>) -> Result<ResourceInventory, ApiError> {
+        let mut views = self.all_clusters().await;
+        views.retain(|view| region.as_ref().is_none_or(|region| *region == view.region));
+        let silent = self.ctx.peers().into_iter().filter(|peer| {
+            region.as_ref().is_none_or(|region| region == peer)
+                && self.ctx.directory.age(peer, self.ctx.clock.now()).is_none()
+        });
+        let warnings = silent.map(|peer| format!("region {peer}: nothing was heard of it yet")).collect();
+        Ok(ResourceInventory::of(views, warnings, self.ctx.clock.wall()))
+    }
+
+    pub(super) fn links_now(&self) -> Result<Vec<LinkView>, ApiError> {
+        let mut views = Vec::new();
+        for peer in self.ctx.peers() {
+            let Some(link) = self.ctx.link(&peer) else { continue };
+            let state = link.state();
+            let waiting = self.ctx.store.outbox(&peer)?.len() as u64;
+            let address = self.addresses.get(&peer).cloned().unwrap_or_default();
+            views.push(shown_link(peer, address, state, waiting));
+        }
+        Ok(views)
+    }
+
+    pub(super) async fn tree_now(&self) -> Result<TreeNode, ApiError> {
+        let now = self.ctx.clock.wall();
+        Ok(shown_tree(self.root.tree(), now))
+    }
+
+    pub(super) fn store_now(&self) -> Result<StoreStats, ApiError> {
+        let stats = self.ctx.store.stats()?;
+        let (free_bytes, reserve_bytes) = (stats.free_bytes.unwrap_or(u64::MAX), self.ctx.store.reserve_bytes());
+        let failed = self.ctx.failure().borrow().clone();
+        let short = (free_bytes < reserve_bytes).then(|| {
+            format!("{} are free, {} are kept for what runs", human_bytes(free_bytes), human_bytes(reserve_bytes))
+        });
+        let reason = failed.or(short);
+        Ok(StoreStats {
+            path: self.ctx.dir.join("state.redb").display().to_string(),
+            file_bytes: stats.file_bytes.unwrap_or_default(),
+            free_bytes,
+            reserve_bytes,
+            accepts_work: reason.is_none(),
+            reason,
+            incarnation: self.ctx.store.incarnation().counter,
+            commits: stats.commits,
+            transactions: stats.writer.transactions,
+            queue: stats.writer.waiting,
+            tables: stats
+                .tables
+                .into_iter()
+                .map(|table| TableStats { name: table.table.to_owned(), rows: table.rows, bytes: table.bytes })
+                .collect(),
+        })
+    }
+
+    pub(super) async fn operations_now(&self, page: PageQuery) -> Result<Page<OperationView>, ApiError> {
+        let mut all: Vec<OperationView> = Vec::new();
+        for job in self.all_migrations().await? {
+            all.push(OperationView {
+                id: job.id.to_string(),
+                kind: "migration".into(),
+                subject: job.vm.to_string(),
+                state: job.status.clone(),
+                progress: Some(job.progress),
+                reason: job.reason,
+                job: Some(job.id),
+                started_at: job.started_at,
+                completed_at: job.completed_at,
+            });
+        }
+        for owed in tables::cleanups(&self.ctx.store, None)? {
+            all.push(OperationView {
+                id: format!("clean-up-{}-{}", owed.cluster, owed.vm),
+                kind: "cleanUp".into(),
+                subject: owed.vm.to_string(),
+                state: "owed".into(),
+                progress: None,
+                reason: Some(format!("its disk at {} is removed at {} (wall ms)", owed.cluster, owed.due.0)),
+                job: owed.job,
+                started_at: owed.due,
+                completed_at: None,
+            });
+        }
+        page.cut(all, |operation: &OperationView| operation.id.clone())
+    }
+
+    pub(super) fn events_after(&self, after: u64, limit: usize) -> Vec<EventView> {
+        let region = self.ctx.events.region();
+        let shown = self.ctx.events.after(after, limit).into_iter().map(|event| EventView {
+            sequence: event.sequence,
+            at: event.at,
+            region: region.clone(),
+            kind: event.kind,
+            subject: event.subject,
+            message: event.message,
+            data: serde_json::Value::Null,
+        });
+        shown.collect()
+    }
+
+    pub(super) async fn audit_now(&self, record: AuditRecord) -> Result<(), ApiError> {
+        self.ctx
+            .store
+            .transact(Work::Finish, move |txn| tables::put_audit(txn, record.at, record.request_id, &record))
+            .await
+            .map_err(|error| error.flatten().into())
+    }
+
+    pub(super) async fn status_now(&self) -> Result<FederationStatus, ApiError> {
+        let (now, wall) = (self.ctx.clock.now(), self.ctx.clock.wall());
+        let clusters = self.all_clusters().await;
+        let links = self.links_now()?;
+        let jobs = self.job_counts().await?;
+        let mut regions = vec![self.own_region(&clusters, wall)];
+        for peer in self.ctx.peers() {
+            regions.push(self.peer_region(&peer, &clusters, now, wall));
+        }
+        regions.sort_by(|a, b| a.name.cmp(&b.name));
+        let issues = self.issues(&clusters, &links, &regions, jobs, wall);
+        let recommendations = recommendations(&issues);
+        let health_status = match issues.iter().map(|issue| issue.severity).max() {
+            Some(Severity::Blocking) => Health::Failed,
+            Some(Severity::Warning) => Health::Degraded,
+            Some(Severity::Info) | None => Health::Healthy,
+        };
+        let heard = self.ctx.peers().into_iter().filter_map(|peer| self.ctx.directory.age(&peer, now)).min();
+        Ok(FederationStatus {
+            federation: self.ctx.federation.to_string(),
+            region: self.ctx.region.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            incarnation: self.ctx.store.incarnation().counter,
+            uptime_ms: now.since(self.started),
+            health_status,
+            total_clusters: clusters.len() as u64,
+            active_clusters: clusters.iter().filter(|v| v.state == ClusterState::Connected && !v.stale).count() as u64,
+            vms: tables::vms(&self.ctx.store)?.len() as u64,
+            jobs,
+            last_sync: heard.map(|age| WallMillis(wall.0.saturating_sub(age.0))),
+            regions,
+            links,
+            issues,
+            recommendations,
+        })
+    }
+
+    async fn job_counts(&self) -> Result<JobCounts, ApiError> {
+        let mut counts = JobCounts::default();
+        for job in self.all_migrations().await? {
+            match job.state {
+                JobState::Pending => counts.pending += 1,
+                JobState::Parked => counts.parked += 1,
+                state if state.is_end() => counts.ended += 1,
+                _ => counts.running += 1,
+            }
+        }
+        Ok(counts)
+    }
+
+    fn own_region(&self, clusters: &[ClusterView], wall: WallMillis) -> RegionView {
+        let own = clusters.iter().filter(|view| view.region == self.ctx.region);
+        RegionView {
+            name: self.ctx.region.clone(),
+            number: self.ctx.number,
+            this: true,
+            reachable: true,
+            clusters: own.clone().count() as u64,
+            vms: own.map(|view| view.vms).sum(),
+            observed_at: Some(wall),
+            age_ms: Some(Millis(0)),
+            stale: false,
+        }
+    }
+
+    fn peer_region(&self, peer: &RegionName, clusters: &[ClusterView], now: Tick, wall: WallMillis) -> RegionView {
+        let age = self.ctx.directory.age(peer, now);
+        let theirs = clusters.iter().filter(|view| view.region == *peer);
+        let number = self.ctx.numbers.iter().find(|(_, name)| *name == peer).map(|(number, _)| *number);
+        RegionView {
+            name: peer.clone(),
+            number: number.unwrap_or(RegionNumber(0)),
+            this: false,
+            reachable: self.ctx.link(peer).is_some_and(|link| link.state().connected),
+            clusters: theirs.clone().count() as u64,
+            vms: theirs.map(|view| view.vms).sum(),
+            observed_at: age.map(|age| WallMillis(wall.0.saturating_sub(age.0))),
+            age_ms: age,
+            stale: age.is_none_or(|age| age > crate::actors::context::Context::fresh_for()),
+        }
+    }
+
+    fn issues(
+        &self,
+        clusters: &[ClusterView],
+        links: &[LinkView],
+        regions: &[RegionView],
+        jobs: JobCounts,
+        wall: WallMillis,
+    ) -> Vec<Issue> {
+        let mut issues = Vec::new();
+        let ago = |age: Option<Millis>| WallMillis(wall.0.saturating_sub(age.unwrap_or_default().0));
+        for link in links.iter().filter(|link| link.state != LinkState::Connected) {
+            issues.push(Issue {
+                code: "link-down".into(),
+                severity: Severity::Warning,
+                subject: link.region.to_string(),
+                message: format!(
+                    "the link to {} is {:?}{}",
+                    link.region,
+                    link.state,
+                    link.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
+                ),
+                since: ago(link.age_ms),
+            });
+        }
+        for view in clusters.iter().filter(|view| view.state != ClusterState::Connected) {
+            let reached = regions.iter().any(|region| region.name == view.region && region.reachable);
+            // A cluster of a region that is not reachable is not known to be down: the link is.
+            if reached || view.region == self.ctx.region {
+                issues.push(Issue {
+                    code: "cluster-not-connected".into(),
+                    severity: Severity::Warning,
+                    subject: format!("{}/{}", view.region, view.id),
+                    message: format!("{:?}: {}", view.state, view.reason),
+                    since: ago(Some(view.age_ms)),
+                });
+            }
+        }
+        if jobs.parked > 0 {
+            issues.push(Issue {
+                code: "jobs-parked".into(),
+                severity: Severity::Warning,
+                subject: "jobs".into(),
+                message: format!("{} jobs wait for a person", jobs.parked),
+                since: wall,
+            });
+        }
+        if let Some(why) = self.ctx.failure().borrow().clone() {
+            issues.push(Issue {
+                code: "stopping".into(),
+                severity: Severity::Blocking,
+                subject: self.ctx.region.to_string(),
+                message: why,
+                since: wall,
+            });
+        }
+        issues.sort_by(|a, b| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
+        issues
+    }
+}
+
+fn recommendations(issues: &[Issue]) -> Vec<String> {
+    let by_code: BTreeMap<&str, &str> = BTreeMap::from([
+        ("link-down", "look at the address and the clock of that region: novafed link list"),
+        ("cluster-not-connected", "look at its host process and its log: novafed cluster show <id>"),
+        ("jobs-parked", "read why and decide: novafed migration list --state parked"),
+        ("stopping", "read the log, mend the cause, start the node again; VMs go on meanwhile"),
+    ]);
+    let mut list: Vec<String> = Vec::new();
+    for issue in issues {
+        if let Some(advice) = by_code.get(issue.code.as_str())
+            && !list.iter().any(|known| known == advice)
+        {
+            list.push((*advice).to_owned());
+        }
+    }
+    list
+}
+
+fn shown_link(region: RegionName, address: String, state: link::LinkState, outbox: u64) -> LinkView {
+    let stale = state.last_heard.is_none_or(|age| age > limits::LINK_IDLE_MS_MAX);
+    LinkView {
+        region,
+        address,
+        state: match (state.connected, &state.last_error) {
+            (true, _) => LinkState::Connected,
+            (false, None) => LinkState::Connecting,
+            (false, Some(_)) => LinkState::Down,
+        },
+        reason: if state.connected { None } else { state.last_error },
+        since_ms: state.last_heard.unwrap_or_default(),
+        incarnation: state.incarnation.map(|incarnation| incarnation.counter),
+        rtt_us: state.rtt_us,
+        loss_permille: None,
+        bytes_per_second: state.bandwidth_bytes_s,
+        age_ms: state.last_heard,
+        stale,
+        connects: state.reconnects + u64::from(state.incarnation.is_some()),
+        refused: state.refusals.values().sum(),
+        outbox,
+    }
+}
+
+fn shown_tree(tree: Tree, now: WallMillis) -> TreeNode {
+    let ago = |since: u64| Millis(now.0.saturating_sub(since));
+    let (state, since_ms, reason) = match tree.state {
+        TreeState::Starting => (ActorState::Restarting, Millis(0), Some("it is being started".to_owned())),
+        TreeState::Running { since } => (ActorState::Running, ago(since), None),
+        TreeState::Restarting { .. } => (ActorState::Restarting, Millis(0), tree.last_failure),
+        TreeState::Waiting { .. } => (ActorState::Waiting, Millis(0), tree.last_failure),
+        TreeState::Stopping { since } => (ActorState::Stopped, ago(since), Some("it is being stopped".to_owned())),
+        TreeState::Parked { reason, since } => (ActorState::Parked, ago(since), Some(reason)),
+        TreeState::Stopped => (ActorState::Stopped, Millis(0), None),
+    };
+    TreeNode {
+        name: tree.id,
+        state,
+        since_ms,
+        restarts: tree.restarts,
+        queue: tree.queue,
+        oldest_message_ms: tree.oldest_ms.map(Millis),
+        reason,
+        children: tree.children.into_iter().map(|child| shown_tree(child, now)).collect(),
+    }
+}

@@ -1,0 +1,373 @@
+//! VMs behind the API: create, start, stop, delete, show. Always: the record is durable before the answer; the host is
+//! made to follow it by the cluster's convergence, also if this process dies in between.
+
+use std::time::Duration;
+
+use super::{Refused, RegionApi, api_error, check_version, not_found, remember, replayed};
+use crate::actors::Class;
+use crate::actors::cluster::{ClusterMessage, SeenVm};
+use crate::actors::context::Context;
+use crate::actors::records::{Cleanup, CleanupKind};
+use crate::actors::{outbox, tables, vms};
+use crate::admin::*;
+use crate::decision::placement::{self, Placement};
+use crate::store::{Minted, Work};
+use crate::types::*;
+
+/// How often a VM is looked at while a request waits for it.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What is left of a request's deadline for answering.
+const ANSWER_MS: u64 = 200;
+
+/// A decision as the API shows it.
+pub fn shown(decision: placement::Decision, vm: Option<VmId>) -> PlacementDecision {
+    PlacementDecision {
+        vm,
+        target_cluster: decision.target,
+        reasoning: decision.reasoning,
+        score: decision.score,
+        alternatives: decision.alternatives.into_iter().map(shown_alternative).collect(),
+    }
+}
+
+fn shown_alternative(other: placement::Alternative) -> ClusterScore {
+    let rejected_by = (!other.rejected_by.is_empty())
+        .then(|| other.rejected_by.iter().map(placement::rejection).collect::<Vec<_>>().join("; "));
+    ClusterScore { cluster: other.cluster, score: other.score, reasons: other.reasons, rejected_by }
+}
+
+impl RegionApi {
+    /// Where a VM would go among this region's clusters.
+    pub(super) async fn place(&self, request: &CreateVm) -> Result<placement::Decision, ApiError> {
+        let views = outbox::own_clusters(&self.ctx).await;
+        let asked = placement::Request {
+            spec: &request.spec,
+            region: request.placement.region.as_ref(),
+            cluster: request.placement.cluster.as_ref(),
+            own: &self.ctx.region,
+        };
+        match placement::place(&asked, &views) {
+            Placement::Placed(decision) => Ok(decision),
+            Placement::Unschedulable(verdict) => {
+                let rejected: Vec<_> = verdict.rejected.into_iter().map(shown_alternative).collect();
+                let details = serde_json::json!({ "rejected": rejected });
+                Err(ApiError::new(
+                    ErrorCode::Unschedulable,
+                    format!(
+                        "VM {} fits into no cluster of {}: {}",
+                        request.spec.name, self.ctx.region, verdict.reasoning
+                    ),
+                )
+                .details(details)
+                .hint("make room, ask for less, or name another region with placement.region"))
+            }
+        }
+    }
+
+    pub(super) async fn create_vm_now(
+        &self,
+        context: RequestContext,
+        request: CreateVm,
+    ) -> Result<CreatedVm, ApiError> {
+        check_spec(&request.spec)?;
+        if let Some(vm) = self.created_before(&context)? {
+            return self.created(vm, &request).await;
+        }
+        let decision = self.place(&request).await?;
+        if context.dry_run {
+            return Ok(CreatedVm { vm: None, placement: shown(decision, None) });
+        }
+        let (ctx, spec, asked) = (self.ctx.clone(), request.spec.clone(), context.clone());
+        let (cluster, reasoning) = (decision.target.cluster.clone(), decision.reasoning.clone());
+        let made = self
+            .ctx
+            .store
+            .transact(Work::New, move |txn| {
+                if let Some(subject) = replayed(txn, &asked)? {
+                    return Ok::<_, Refused>(subject.parse::<VmId>().map_err(bad_subject)?);
+                }
+                if let Some(other) = vms::named(txn, &spec)? {
+                    let text = format!("{other} has the name {}/{} in this region", spec.namespace, spec.name);
+                    return Err(ApiError::new(ErrorCode::Conflict, text).hint("choose another name").into());
+                }
+                let incarnation = txn.incarnation().counter;
+                let id = VmId { region: ctx.number, incarnation, number: txn.mint(Minted::Vm) };
+                let record = VmRecord {
+                    id,
+                    spec: spec.clone(),
+                    cluster: cluster.clone(),
+                    desired: DesiredPower::Running,
+                    fence: Fence::FIRST,
+                    attempt: Attempt(0),
+                    job: None,
+                    reasoning,
+                    resource_version: 0,
+                    created_at: ctx.clock.wall(),
+                };
+                vms::create(txn, record)?;
+                remember(txn, &asked, id)?;
+                // Last, because it is in memory: nothing after it refuses.
+                let room = ctx.ledgers.with(&cluster, |ledger| ledger.occupy(id, vms::needs(&spec)));
+                match room {
+                    Some(Ok(())) => Ok(id),
+                    Some(Err(short)) => Err(short_of(&cluster, short).into()),
+                    None => Err(not_found("cluster", &cluster).into()),
+                }
+            })
+            .await
+            .map_err(api_error)?;
+        self.ctx.events.note(
+            self.ctx.clock.wall(),
+            "vm.created",
+            made,
+            format!("{} in {}", request.spec.name, decision.target),
+        );
+        self.ctx.changed(&decision.target.cluster);
+        let view = self.wait_for(made, &context, |power| power == ObservedPower::Running).await?;
+        Ok(CreatedVm { vm: Some(view), placement: shown(decision, Some(made)) })
+    }
+
+    fn created_before(&self, context: &RequestContext) -> Result<Option<VmId>, ApiError> {
+        let Some(key) = &context.idempotency_key else { return Ok(None) };
+        let Some(before) = tables::request(&self.ctx.store, key)? else { return Ok(None) };
+        if before.fingerprint != context.fingerprint {
+            // The transaction refuses it with its words.
+            return Ok(None);
+        }
+        before.subject.parse().map(Some).map_err(bad_subject)
+    }
+
+    async fn created(&self, vm: VmId, request: &CreateVm) -> Result<CreatedVm, ApiError> {
+        let view = self.vm_now(vm).await?;
+        let placement = PlacementDecision {
+            vm: Some(vm),
+            target_cluster: view.place.clone(),
+            reasoning: view.record.reasoning.clone(),
+            score: 0.0,
+            alternatives: Vec::new(),
+        };
+        debug_assert_eq!(view.record.spec.name, request.spec.name);
+        Ok(CreatedVm { vm: Some(view), placement })
+    }
+
+    /// Waits until the host says what the record wants, at most for the request's deadline; the answer then shows how
+    /// far it is.
+    async fn wait_for(
+        &self,
+        vm: VmId,
+        context: &RequestContext,
+        done: impl Fn(ObservedPower) -> bool,
+    ) -> Result<VmView, ApiError> {
+        let until = self.ctx.clock.now().plus(Millis(context.deadline.0.saturating_sub(ANSWER_MS)));
+        loop {
+            let view = self.vm_now(vm).await?;
+            if done(view.power) || self.ctx.clock.now() >= until {
+                return Ok(view);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    pub(super) async fn power(
+        &self,
+        context: RequestContext,
+        id: VmId,
+        desired: DesiredPower,
+    ) -> Result<VmView, ApiError> {
+        let before = self.vm_now(id).await?;
+        check_version(&context, id, before.record.resource_version)?;
+        if context.dry_run {
+            return Ok(before);
+        }
+        let restart = desired == DesiredPower::Running && before.power == ObservedPower::Lost;
+        let (asked, held) = (context.clone(), before.held);
+        let record = self
+            .ctx
+            .store
+            .transact(Work::New, move |txn| {
+                let mut record = vms::get(txn, id)?.ok_or_else(|| not_found("vm", id))?;
+                if replayed(txn, &asked)?.is_some() {
+                    return Ok::<_, Refused>(record);
+                }
+                check_version(&asked, id, record.resource_version)?;
+                if let Some(job) = record.job {
+                    return Err(locked(id, job).into());
+                }
+                if held {
+                    let text = format!("{id} is caught between hold and decision");
+                    let error = ApiError::new(ErrorCode::Conflict, text).hint("it is freed by the decision alone");
+                    return Err(error.into());
+                }
+                if record.desired != desired || restart {
+                    record.desired = desired;
+                    if restart {
+                        // Whatever is left of the lost copy is fenced off.
+                        record.fence.generation += 1;
+                    }
+                    record = vms::put(txn, record)?;
+                }
+                remember(txn, &asked, id)?;
+                Ok(record)
+            })
+            .await
+            .map_err(api_error)?;
+        if restart && let Some(cluster) = self.ctx.cluster(&record.cluster) {
+            let told = cluster.actor.cast(Class::Control, ClusterMessage::MayStartLost(id));
+            told.map_err(|error| ApiError::new(ErrorCode::Busy, format!("{id} was not started: {error}")))?;
+        }
+        self.ctx.changed(&record.cluster);
+        let want = match desired {
+            DesiredPower::Running => ObservedPower::Running,
+            DesiredPower::Stopped => ObservedPower::Stopped,
+        };
+        self.ctx.events.note(self.ctx.clock.wall(), "vm.power", id, format!("{desired:?} wanted"));
+        self.wait_for(id, &context, |power| power == want).await
+    }
+
+    pub(super) async fn delete_vm_now(&self, context: RequestContext, id: VmId) -> Result<Deleted, ApiError> {
+        let before = tables::vm(&self.ctx.store, id)?;
+        if let Some(record) = &before {
+            check_version(&context, id, record.resource_version)?;
+        }
+        if context.dry_run {
+            return match before {
+                Some(_) => Ok(Deleted { id: id.to_string(), deleted: false }),
+                None => Err(not_found("vm", id)),
+            };
+        }
+        let (ctx, asked) = (self.ctx.clone(), context);
+        let cluster = self
+            .ctx
+            .store
+            .transact(Work::Finish, move |txn| {
+                if replayed(txn, &asked)?.is_some() {
+                    return Ok::<_, Refused>(None);
+                }
+                let record = vms::get(txn, id)?.ok_or_else(|| not_found("vm", id))?;
+                check_version(&asked, id, record.resource_version)?;
+                if let Some(job) = record.job {
+                    return Err(locked(id, job).into());
+                }
+                tables::owe(
+                    txn,
+                    &Cleanup {
+                        kind: CleanupKind::Delete,
+                        job: None,
+                        vm: id,
+                        cluster: record.cluster.clone(),
+                        fence: record.fence,
+                        due: WallMillis(0),
+                    },
+                )?;
+                remember(txn, &asked, id)?;
+                vms::remove(txn, &ctx.ledgers, &record)?;
+                Ok(Some(record.cluster))
+            })
+            .await
+            .map_err(api_error)?;
+        if let Some(cluster) = cluster {
+            self.ctx.events.note(self.ctx.clock.wall(), "vm.deleted", id, "its disk follows");
+            self.ctx.changed(&cluster);
+        }
+        Ok(Deleted { id: id.to_string(), deleted: true })
+    }
+
+    pub(super) async fn vm_now(&self, id: VmId) -> Result<VmView, ApiError> {
+        let record = tables::vm(&self.ctx.store, id)?.ok_or_else(|| not_found("vm", id))?;
+        let seen = match self.ctx.cluster(&record.cluster) {
+            Some(cluster) => cluster
+                .actor
+                .call(Class::Control, limits::HEARTBEAT_MS, |reply| ClusterMessage::Vm(id, reply))
+                .await
+                .ok(),
+            None => None,
+        };
+        Ok(self.view(record, seen))
+    }
+
+    pub(super) async fn own_vms(&self) -> Result<Vec<VmView>, ApiError> {
+        let mut seen = std::collections::BTreeMap::new();
+        for id in self.ctx.cluster_ids() {
+            let Some(cluster) = self.ctx.cluster(&id) else { continue };
+            let all = cluster.actor.call(Class::Control, limits::HEARTBEAT_MS, ClusterMessage::Vms).await;
+            for (vm, age) in all.unwrap_or_default() {
+                seen.insert((id.clone(), vm.vm), (vm, age));
+            }
+        }
+        let views = tables::vms(&self.ctx.store)?.into_iter().map(|record| {
+            let found = seen.remove(&(record.cluster.clone(), record.id));
+            let seen = found.map(|(vm, age)| SeenVm { seen: Some(vm), age: Some(age), trouble: None });
+            self.view(record, seen)
+        });
+        Ok(views.collect())
+    }
+
+    fn view(&self, record: VmRecord, seen: Option<SeenVm>) -> VmView {
+        let age = seen.as_ref().and_then(|seen| seen.age);
+        let fresh = age.is_some_and(|age| age <= Context::fresh_for());
+        let vm = seen.and_then(|seen| seen.seen).filter(|_| fresh);
+        VmView {
+            region: self.ctx.region.clone(),
+            place: self.ctx.here(&record.cluster),
+            power: vm.as_ref().map(|vm| vm.power).into(),
+            power_age_ms: age,
+            held: vm.as_ref().is_some_and(|vm| vm.hold.is_some()),
+            observed_at: self.ctx.clock.wall(),
+            age_ms: Millis(0),
+            stale: !fresh,
+            record,
+        }
+    }
+}
+
+fn bad_subject(error: IdError) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, format!("the idempotency key was used for another kind of request: {error}"))
+        .hint("use a new key for a new request")
+}
+
+fn locked(vm: VmId, job: JobId) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, format!("{vm} is being moved by {job}"))
+        .details(serde_json::json!({ "job": job }))
+        .hint(format!("wait for it (novafed migration watch {job}) or cancel it (novafed migration cancel {job})"))
+}
+
+fn short_of(cluster: &ClusterId, short: Resources) -> ApiError {
+    let text = format!(
+        "cluster {cluster} has no room left: short by {} CPU, {} memory, {} disk",
+        short.cpu,
+        human_bytes(short.memory_bytes),
+        human_bytes(short.disk_bytes)
+    );
+    ApiError::new(ErrorCode::Unschedulable, text).hint("try again: another cluster may have room")
+}
+
+/// What can't be a VM anywhere.
+fn check_spec(spec: &VmSpec) -> Result<(), ApiError> {
+    let bad = |field: &str, rule: &str| {
+        Err(ApiError::new(ErrorCode::InvalidArgument, format!("{field}: {rule}"))
+            .details(serde_json::json!({ "field": field })))
+    };
+    let program = &spec.program;
+    if spec.cpu == 0 {
+        return bad("cpu", "a VM needs at least 1");
+    }
+    if spec.memory_bytes == 0 || !spec.memory_bytes.is_multiple_of(limits::PAGE_BYTES as u64) {
+        return bad("memoryBytes", "memory comes in pages of 4,096 bytes, at least one");
+    }
+    if spec.disk_bytes == 0 || !spec.disk_bytes.is_multiple_of(limits::DISK_BLOCK_BYTES as u64) {
+        return bad("diskBytes", "a disk comes in blocks of 65,536 bytes, at least one");
+    }
+    if program.tick_ms == 0 {
+        return bad("program.tickMs", "a tick takes at least 1 ms");
+    }
+    if program.resident_bytes > spec.memory_bytes {
+        return bad("program.residentBytes", "it can't exceed memoryBytes");
+    }
+    if program.working_set_bytes > program.resident_bytes {
+        return bad("program.workingSetBytes", "it can't exceed program.residentBytes");
+    }
+    if program.disk_resident_bytes > spec.disk_bytes {
+        return bad("program.diskResidentBytes", "it can't exceed diskBytes");
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! A region as a process. Owns: the order in which its parts start and stop, and with which code it exits.
+//! Always: it is the only assembler; the store opens first and closes last; VMs go on whatever happens here.
+//! Not here: what the parts do.
+
+mod api;
+mod exit;
+mod start;
+
+use std::path::Path;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+pub use api::RegionApi;
+pub use exit::NodeError;
+
+use crate::actors::Ended;
+use crate::admin::telemetry::Metrics;
+use crate::config::Config;
+
+/// Runs the node of the region in `dir` until it is told to stop or can't keep its promises.
+///
+/// # Errors
+/// [`NodeError`]: why, with the exit code and what to do.
+pub fn run(dir: &Path) -> Result<(), NodeError> {
+    let config = Config::load(dir)?;
+    config.log.install()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(NodeError::Runtime)?;
+    let result = runtime.block_on(serve(dir, config));
+    // A task that hangs must not keep the process: the store is closed already.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(dir: &Path, config: Config) -> Result<(), NodeError> {
+    // From the first moment on, so that a signal during the start is not lost.
+    let mut terminate = signal(SignalKind::terminate()).map_err(NodeError::Runtime)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(NodeError::Runtime)?;
+    let metrics = Metrics::install()?;
+    let stop = CancellationToken::new();
+    tokio::spawn(metrics.clone().upkeep(stop.clone()));
+    let region = start::start(dir, &config, metrics, stop.clone()).await?;
+    let mut failure = region.ctx.failure();
+    let store = region.ctx.store.clone();
+    let ended = tokio::select! {
+        biased;
+        error = store.failed() => Some(NodeError::from(error)),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        why = failed(&mut failure) => Some(NodeError::Refused { why }),
+        ended = region.root.ended() => Some(NodeError::Ended { ended }),
+    };
+    match &ended {
+        Some(error) => tracing::error!(%error, advice = error.advice(), "the node stops; its VMs go on"),
+        None => tracing::info!("told to stop; the VMs go on"),
+    }
+    stop.cancel();
+    if !matches!(ended, Some(NodeError::Ended { .. })) {
+        let how = region.root.shutdown().await;
+        if !matches!(how, Ended::Shutdown) {
+            tracing::warn!(?how, "the actors did not stop in order");
+        }
+    }
+    region.quic.close().await;
+    let closed = tokio::task::spawn_blocking(move || store.close()).await;
+    if let Ok(Err(error)) = closed
+        && ended.is_none()
+    {
+        return Err(error.into());
+    }
+    ended.map_or(Ok(()), Err)
+}
+
+async fn failed(failure: &mut tokio::sync::watch::Receiver<Option<String>>) -> String {
+    match failure.wait_for(Option::is_some).await {
+        Ok(why) => why.clone().unwrap_or_default(),
+        // The sender lives in the context, which outlives this.
+        Err(_) => std::future::pending().await,
+    }
+}

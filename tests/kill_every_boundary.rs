@@ -1,0 +1,247 @@
+//! Real processes, killed with SIGKILL exactly at each boundary of a migration that the step table lists.
+//! For each point: the process dies there (it left word of it), restarts, and the job ends as its row promises; by the
+//! witness the guest's ticks are contiguous and never overlap between hosts; memory and disk are right.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use novafed::admin::client::{Ask, ClientError};
+use novafed::admin::{CreatedVm, VmView};
+use novafed::chaos::federation::{Federation, RegionPlan, Setup};
+use novafed::chaos::process::{Run, wait_for};
+use novafed::decision::migration::steps::{KillPoint, Moment, Side, Step};
+use novafed::types::*;
+
+const END_MS_MAX: Millis = Millis(60_000);
+/// Short, so that a restart after it does not take long.
+const WATCHDOG_MS: u64 = 1_500;
+
+fn region(name: &str) -> RegionName {
+    name.parse().unwrap()
+}
+
+fn place(text: &str) -> Place {
+    text.parse().unwrap()
+}
+
+fn setup() -> Setup {
+    let plan = |name: &str| RegionPlan {
+        name: region(name),
+        clusters: [(
+            format!("{name}-a").parse().unwrap(),
+            Resources { cpu: 1_000, memory_bytes: 64 * GIB, disk_bytes: 64 * GIB },
+        )]
+        .into(),
+        extra: "\n[migration]\nretention = \"0 s\"\n".into(),
+    };
+    Setup {
+        federation: "kill".parse().unwrap(),
+        regions: vec![plan("eu"), plan("us")],
+        distances: BTreeMap::new(),
+        seed: 1,
+    }
+}
+
+fn spec(name: &str, seed: u64) -> VmSpec {
+    VmSpec {
+        name: name.parse().unwrap(),
+        namespace: "default".parse().unwrap(),
+        cpu: 1,
+        memory_bytes: 4 * MIB,
+        disk_bytes: 2 * MIB,
+        labels: BTreeMap::new(),
+        program: GuestProgram {
+            seed,
+            tick_ms: 5,
+            resident_bytes: 2 * MIB,
+            working_set_bytes: MIB,
+            dirty_bytes_per_second: MIB,
+            disk_resident_bytes: MIB,
+            disk_bytes_per_second: 128 * KIB,
+            ..GuestProgram::default()
+        },
+    }
+}
+
+struct Bench {
+    fed: Federation,
+    eu: RegionName,
+    us: RegionName,
+    number: u64,
+}
+
+/// What came of one move under a death.
+struct Outcome {
+    vm: VmId,
+    job: JobId,
+    spec: VmSpec,
+    died: bool,
+    status: MigrationStatus,
+}
+
+impl Bench {
+    async fn start(dir: &Path) -> Bench {
+        let fed = Federation::start(dir, &setup(), Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
+        let mut bench = Bench { fed, eu: region("eu"), us: region("us"), number: 0 };
+        for name in [bench.eu.clone(), bench.us.clone()] {
+            bench.fed.ready(&name).await.unwrap();
+        }
+        bench
+    }
+
+    async fn restart(&mut self, name: &RegionName, point: Option<KillPoint>) {
+        self.fed.kill_at(name, point).unwrap();
+        self.fed.start_node(name).await.unwrap();
+        self.fed.ready(name).await.unwrap();
+    }
+
+    fn killed(&self, name: &RegionName) -> String {
+        let word = self.fed.region_dir(name).unwrap().join("run/killed");
+        std::fs::read_to_string(word).unwrap_or_default()
+    }
+
+    async fn create(&mut self) -> (VmId, VmSpec) {
+        self.number += 1;
+        let spec = spec(&format!("guest-{}", self.number), self.number);
+        let made: CreatedVm = self.fed.post(&self.eu, "/v2/vms", &spec).await.unwrap();
+        let vm = made.vm.unwrap().record.id;
+        wait_for("the VM to run", END_MS_MAX, async || {
+            let view: VmView = self.fed.get(&self.eu, &format!("/v2/vms/{vm}")).await.map_err(|e| e.to_string())?;
+            if view.power.word() == "running" { Ok(()) } else { Err(view.power.word().to_owned()) }
+        })
+        .await
+        .unwrap();
+        (vm, spec)
+    }
+
+    async fn plan(&self, vm: VmId) -> PlanId {
+        wait_for("an executable plan", END_MS_MAX, async || {
+            let request = serde_json::json!({
+                "vmID": vm, "targetClusterID": "us/us-a", "options": { "switchDeadlineMs": WATCHDOG_MS, "maxDowntimeMs": 500 },
+            });
+            let plan: MigrationPlan =
+                self.fed.post(&self.eu, "/v2/migration-plans", &request).await.map_err(|e| e.to_string())?;
+            let failed: Vec<_> = plan.checks.iter().filter(|c| c.status == CheckStatus::Failed).collect();
+            if plan.executable { Ok(plan.id) } else { Err(format!("{failed:?}")) }
+        })
+        .await
+        .unwrap()
+    }
+
+    /// A client that repeats an unanswered request with its key, as the API asks it to.
+    async fn start_move(&self, plan: PlanId, key: &str) -> Result<MigrationStatus, ClientError> {
+        let body = serde_json::json!({ "planID": plan });
+        let client = self.fed.api(&self.eu).unwrap().deadline(Millis(3_000));
+        client.typed(Ask::post("/v2/migrations").body(&body).key(key)).await
+    }
+
+    /// Moves a new VM while `point` is armed on its side; restarts the dead node after `pause`.
+    async fn die_at(&mut self, point: KillPoint, pause: Duration) -> Outcome {
+        let (vm, spec) = self.create().await;
+        let victim = match point.side {
+            Side::Source => self.eu.clone(),
+            Side::Target => self.us.clone(),
+        };
+        self.fed.stop_node(&victim).await.unwrap();
+        let word = self.fed.region_dir(&victim).unwrap().join("run/killed");
+        let _ = std::fs::remove_file(word);
+        self.restart(&victim, Some(point)).await;
+        let plan = self.plan(vm).await;
+        let key = format!("move-{}", self.number);
+        let first = self.start_move(plan, &key).await;
+        let ended = self.fed.node(&victim).unwrap().wait(END_MS_MAX).await.unwrap();
+        let died = ended.signal() == Some(9) && self.killed(&victim).lines().any(|line| line == point.to_string());
+        // Not a wait for something to have happened by then: the moment of the restart is what is being tried.
+        tokio::time::sleep(pause).await;
+        self.restart(&victim, None).await;
+        let job = match first {
+            Ok(status) => status.id,
+            Err(_) => self.start_move(plan, &key).await.unwrap().id,
+        };
+        let status = self.end_of(job).await;
+        Outcome { vm, job, spec, died, status }
+    }
+
+    async fn end_of(&self, job: JobId) -> MigrationStatus {
+        wait_for("the job to end", END_MS_MAX, async || {
+            let status: MigrationStatus =
+                self.fed.get(&self.eu, &format!("/v2/migrations/{job}")).await.map_err(|e| e.to_string())?;
+            if status.state.is_end() {
+                Ok(status)
+            } else {
+                Err(format!("{:?} at {}: {:?}", status.state, status.phase, status.reason))
+            }
+        })
+        .await
+        .unwrap()
+    }
+
+    /// The witness and the judge over one VM; the VM is then deleted, so that the hosts stay quiet.
+    async fn judge(&self, outcome: &Outcome, at: &Place) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let report = self.fed.witness().unwrap();
+        let about = report
+            .violations
+            .iter()
+            .map(ToString::to_string)
+            .filter(|v| v.contains(&format!("{}:", outcome.vm)) || v.contains(&format!("{} ran", outcome.vm)));
+        wrong.extend(about);
+        match self.fed.judge(at, outcome.vm, &outcome.spec).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(why)) => wrong.push(why),
+            Err(error) => wrong.push(format!("{error:?}")),
+        }
+        let owner = &at.region;
+        let deleted = self.fed.api(owner).unwrap().ask(Ask::delete(format!("/v2/vms/{}", outcome.vm))).await;
+        if let Err(error) = deleted {
+            wrong.push(format!("deleting it: {error}"));
+        }
+        wrong
+    }
+}
+
+fn is_switch(step: Step) -> bool {
+    matches!(step, Step::Pause | Step::Seal | Step::Hold | Step::Decide)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_dies_at_any_boundary_comes_back_and_the_move_completes() {
+    let run = Run::create().await.unwrap();
+    let mut bench = Bench::start(run.dir()).await;
+    let (mut hits, mut wrong) = (BTreeMap::<KillPoint, u32>::new(), Vec::new());
+    for point in KillPoint::all_forward() {
+        let mut pauses = vec![("at once", Duration::ZERO)];
+        if is_switch(point.step) {
+            pauses.push(("after the watchdog", Duration::from_millis(WATCHDOG_MS + 300)));
+        }
+        for (when, pause) in pauses {
+            let outcome = bench.die_at(point, pause).await;
+            if outcome.died {
+                *hits.entry(point).or_default() += 1;
+            } else {
+                wrong.push(format!("{point} ({when}): the node did not die there"));
+            }
+            let promised = point.step.row().after_node_death;
+            if Some(outcome.status.state) != promised {
+                let reason = outcome.status.reason.as_deref().unwrap_or("-");
+                wrong.push(format!("{point} ({when}): {} ended as {:?}: {reason}", outcome.job, outcome.status.state));
+            }
+            let at = match outcome.status.state {
+                JobState::Completed => place("us/us-a"),
+                _ => place("eu/eu-a"),
+            };
+            wrong.extend(bench.judge(&outcome, &at).await.into_iter().map(|w| format!("{point} ({when}): {w}")));
+        }
+    }
+    drop(bench);
+    run.close().await.unwrap();
+    for (point, count) in &hits {
+        println!("hit {point} {count}");
+    }
+    println!("{} points, {} deaths", hits.len(), hits.values().sum::<u32>());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(hits.len(), KillPoint::all_forward().len(), "each point was hit");
+    assert!(hits.keys().any(|p| p.moment == Moment::AfterEffect));
+}
