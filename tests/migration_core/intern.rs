@@ -78,6 +78,15 @@ impl<T: Clone + Eq> Interner<T> {
     }
 }
 
+/// The numbers whose bits are set.
+pub fn bits(mut set: u64) -> impl Iterator<Item = u16> {
+    std::iter::from_fn(move || {
+        let lowest = (set != 0).then(|| set.trailing_zeros())?;
+        set &= set - 1;
+        u16::try_from(lowest).ok()
+    })
+}
+
 /// A remembered function.
 pub type Memo<K, V> = QuickMap<K, V>;
 

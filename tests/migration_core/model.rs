@@ -13,7 +13,7 @@ use novafed::decision::migration::{TargetAnswer, TargetRequest, Verdict};
 use novafed::decision::ownership::{Decision, DecisionAnswer, Proposed, VmDecisions};
 use novafed::drivers::SwitchKey;
 use novafed::drivers::embedded::rules::{Effect, Event as HostEvent, Power, Refusal, Rules, Stage};
-use novafed::types::{Attempt, DesiredPower, GuestPower, VmRecord, WallMillis};
+use novafed::types::{Attempt, DesiredPower, GuestPower, Place, VmRecord, WallMillis};
 
 use super::intern::{Interner, Memo, remember};
 use super::names;
@@ -45,6 +45,10 @@ pub type Numbered<C> = Rc<[(u16, C)]>;
 /// The parts by number, and how they behave.
 pub struct Model {
     planted: Option<Planted>,
+    from: Place,
+    to: Place,
+    /// The VM's record at its source and at its target.
+    records: [VmRecord; 2],
     sources: Interner<Source>,
     targets: Interner<Option<Target>>,
     logs: Interner<VmDecisions>,
@@ -52,11 +56,14 @@ pub struct Model {
     pub source_events: Interner<SourceEvent>,
     pub target_events: Interner<TargetEvent>,
     calls: Interner<Call>,
-    source_steps: Memo<(u16, source::Input), (Verdict<u16>, u64)>,
-    target_steps: Memo<(u16, target::Input), (Verdict<u16>, u64)>,
+    /// By state and event, with how often it was fed.
+    source_steps: Memo<(u16, u16), (Verdict<u16>, u64)>,
+    /// By state, attempt and event.
+    target_steps: Memo<(u16, u32, u16), (Verdict<u16>, u64)>,
     host_steps: Memo<(u16, HostEvent), Result<HostStep, Refusal>>,
     source_commands: Interner<source::Command>,
     target_commands: Interner<target::Command>,
+    late: Memo<(u16, u16, u8), bool>,
     commands_of_source: Memo<u16, Numbered<source::Command>>,
     commands_of_target: Memo<u16, Numbered<target::Command>>,
     /// Set when a step broke the law.
@@ -68,6 +75,9 @@ impl Model {
     pub fn new(planted: Option<Planted>) -> (Model, World) {
         let mut model = Model {
             planted,
+            from: world::from(),
+            to: world::to(),
+            records: [record(world::FENCE), record(world::next_fence())],
             sources: Interner::default(),
             targets: Interner::default(),
             logs: Interner::default(),
@@ -80,6 +90,7 @@ impl Model {
             host_steps: Memo::default(),
             source_commands: Interner::default(),
             target_commands: Interner::default(),
+            late: Memo::default(),
             commands_of_source: Memo::default(),
             commands_of_target: Memo::default(),
             violation: None,
@@ -153,11 +164,12 @@ impl Model {
 
     // -- the cores -------------------------------------------------------------
 
-    /// Feeds the source's core.
-    pub fn feed_source(&mut self, w: &World, input: &source::Input) -> Taken {
-        let sources = &mut self.sources;
-        let known = self.source_steps.entry((w.source, input.clone())).or_insert_with(|| {
-            let verdict = match source::step(sources.get(w.source), input) {
+    /// Feeds the source's core with what belongs to its present attempt and step.
+    pub fn feed_source(&mut self, w: &World, event: u16) -> Taken {
+        let (sources, events) = (&mut self.sources, &self.source_events);
+        let known = self.source_steps.entry((w.source, event)).or_insert_with(|| {
+            let state = sources.get(w.source);
+            let verdict = match source::step(state, &source_input(state, events.get(event).clone())) {
                 Verdict::Advance(next) => Verdict::Advance(sources.id(&Source { note: None, ..next })),
                 Verdict::Ignore(why) => Verdict::Ignore(why),
                 Verdict::Refuse(why) => Verdict::Refuse(why),
@@ -189,15 +201,18 @@ impl Model {
         Taken::Advanced(out)
     }
 
-    /// Feeds the target's core.
-    pub fn feed_target(&mut self, w: &World, input: &target::Input) -> Taken {
-        let targets = &mut self.targets;
-        let known = self.target_steps.entry((w.target, input.clone())).or_insert_with(|| {
-            let verdict = match targets.get(w.target).as_ref().map(|state| target::step(state, input)) {
-                Some(Verdict::Advance(next)) => Verdict::Advance(targets.id(&Some(next))),
-                Some(Verdict::Ignore(why)) => Verdict::Ignore(why),
-                Some(Verdict::Refuse(why)) => Verdict::Refuse(why),
+    /// Feeds the target's core with what belongs to `attempt` and, unless it is a question, to its present step.
+    pub fn feed_target(&mut self, w: &World, attempt: Attempt, event: u16) -> Taken {
+        let (targets, events) = (&mut self.targets, &self.target_events);
+        let known = self.target_steps.entry((w.target, attempt.0, event)).or_insert_with(|| {
+            let verdict = match targets.get(w.target) {
+                Some(state) => target::step(state, &target_input(state, attempt, events.get(event).clone())),
                 None => Verdict::Ignore("there is no such job"),
+            };
+            let verdict = match verdict {
+                Verdict::Advance(next) => Verdict::Advance(targets.id(&Some(next))),
+                Verdict::Ignore(why) => Verdict::Ignore(why),
+                Verdict::Refuse(why) => Verdict::Refuse(why),
             };
             (verdict, 0)
         });
@@ -227,19 +242,16 @@ impl Model {
     /// How often each (state, event) was fed, by name; inputs of other attempts do not count.
     pub fn pairs(&self) -> BTreeMap<(Side, &'static str, &'static str), u64> {
         let mut pairs = BTreeMap::new();
-        for ((at, input), (_, hits)) in &self.source_steps {
-            let state = self.sources.get(*at);
-            if input.attempt == state.attempt {
-                let pair = (Side::Source, names::source_state(state), names::source_event(&input.event));
-                *pairs.entry(pair).or_insert(0) += hits;
-            }
+        for ((at, event), (_, hits)) in &self.source_steps {
+            let event = names::source_event(self.source_events.get(*event));
+            *pairs.entry((Side::Source, names::source_state(self.sources.get(*at)), event)).or_insert(0) += hits;
         }
-        for ((at, input), (_, hits)) in &self.target_steps {
+        for ((at, attempt, event), (_, hits)) in &self.target_steps {
             if let Some(state) = self.targets.get(*at)
-                && input.attempt == state.attempt
+                && *attempt == state.attempt.0
             {
-                let pair = (Side::Target, names::target_state(state), names::target_event(&input.event));
-                *pairs.entry(pair).or_insert(0) += hits;
+                let event = names::target_event(self.target_events.get(*event));
+                *pairs.entry((Side::Target, names::target_state(state), event)).or_insert(0) += hits;
             }
         }
         pairs
@@ -432,7 +444,7 @@ impl Model {
 
     /// Proposes at the log; what stands then.
     pub fn propose(&mut self, w: &World, attempt: Attempt, decision: Decision) -> (World, Decision) {
-        match self.log(w).propose(attempt, decision, &world::to(), world::next_fence()) {
+        match self.log(w).propose(attempt, decision, &self.to, world::next_fence()) {
             Proposed::Recorded(record) => (World { log: self.logs.id(&record), ..*w }, decision),
             Proposed::Stands(stands) => (*w, stands),
             Proposed::Superseded(_) => (*w, Decision::Abort),
@@ -465,9 +477,9 @@ impl Model {
             }
             at.target = self.targets.id(&Some(world::reserved(attempt)));
         }
-        let input = target::Input { attempt, step: None, event: TargetEvent::Asked(request.clone()) };
+        let asked = self.target_events.id(&TargetEvent::Asked(request.clone()));
         // A job that is over answers from its last state.
-        match self.feed_target(&at, &input) {
+        match self.feed_target(&at, attempt, asked) {
             Taken::Refused => return (at, vec![SourceEvent::TargetRefused { why: String::new() }]),
             Taken::Advanced(next) => at = next,
             Taken::Ignored => {}
@@ -492,8 +504,8 @@ impl Model {
     /// The owed discard arrives.
     pub fn discard(&mut self, w: &World) -> World {
         let attempt = self.source(w).attempt;
-        let input = target::Input { attempt, step: None, event: TargetEvent::Asked(TargetRequest::Discard) };
-        match self.feed_target(w, &input) {
+        let asked = self.target_events.id(&TargetEvent::Asked(TargetRequest::Discard));
+        match self.feed_target(w, attempt, asked) {
             Taken::Advanced(next) => next,
             Taken::Ignored | Taken::Refused => *w,
         }
@@ -575,17 +587,17 @@ impl Model {
                 let over = matches!(s.phase, SourcePhase::Ended(_));
                 let decisions = self.log(w).clone();
                 let owns = decisions.moved.is_none();
-                (world::from(), owns.then(|| record(world::FENCE)), decisions, !over)
+                (&self.from, owns.then_some(&self.records[0]), decisions, !over)
             }
             Side::Target => {
                 let t = self.target(w)?;
                 let over = matches!(t.phase, TargetPhase::Running { .. } | TargetPhase::Discarded);
                 let decisions = VmDecisions::default().arrived(t.attempt);
-                (world::to(), t.owns().then(|| record(world::next_fence())), decisions, !over)
+                (&self.to, t.owns().then_some(&self.records[1]), decisions, !over)
             }
         };
         let host_attempt = |a: HostAttempt| SwitchKey { vm: world::vm(), job: a.job, attempt: a.attempt };
-        let call = match converge(&here, record.as_ref(), &decisions, job, seen.as_ref(), true) {
+        let call = match converge(here, record, &decisions, job, seen.as_ref(), true) {
             Repair::Nothing | Repair::Report(_) => return None,
             Repair::Create => HostEvent::Create { fence: record?.fence },
             Repair::Start => HostEvent::Start { fence: record?.fence },
@@ -604,6 +616,28 @@ impl Model {
         Some(next)
     }
 
+    /// Whether a late arrival of the call `id` changes anything. It depends on one part of the world alone, so it is
+    /// known for most worlds without trying.
+    pub fn late_matters(&mut self, w: &World, id: u16) -> bool {
+        use source::Command as C;
+        let part = match self.call(id) {
+            Call::Source(_, C::AskTarget(_) | C::FinishCopy) => w.target,
+            Call::Source(_, C::Decide(_)) => w.log,
+            Call::Source(..) | Call::Repair(Side::Source, _) => w.source_host,
+            Call::Target(..) | Call::Repair(Side::Target, _) => w.target_host,
+        };
+        let key = (id, part, w.last_round);
+        if let Some(known) = self.late.get(&key) {
+            return *known;
+        }
+        let call = self.call(id).clone();
+        let matters = self.arrive_late(w, &call) != *w;
+        // What it broke, if so, is told when the move is made.
+        self.violation = None;
+        self.late.insert(key, matters);
+        matters
+    }
+
     /// Something that was sent long ago arrives.
     pub fn arrive_late(&mut self, w: &World, call: &Call) -> World {
         match call {
@@ -612,6 +646,20 @@ impl Model {
             Call::Repair(side, event) => self.host_event(w, *side, event),
         }
     }
+}
+
+/// `event` as the shell of the source's side tells it: of the present attempt, and of the present step unless somebody
+/// speaks to the job as a whole.
+pub fn source_input(state: &Source, event: SourceEvent) -> source::Input {
+    use SourceEvent as E;
+    let said = matches!(event, E::Cancel | E::Retry | E::Probe | E::Undo | E::Abandon | E::Quarantined);
+    source::Input { attempt: state.attempt, step: (!said).then(|| state.phase.step()), event }
+}
+
+/// The same of the target's side, where questions name their attempt and no step.
+pub fn target_input(state: &Target, attempt: Attempt, event: TargetEvent) -> target::Input {
+    let asked = matches!(event, TargetEvent::Asked(_));
+    target::Input { attempt, step: (!asked).then(|| state.phase.step()), event }
 }
 
 /// What a round is judged by: it fits, or never will.

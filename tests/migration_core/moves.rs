@@ -3,11 +3,12 @@
 //! the question whether an end can still be reached.
 
 use novafed::decision::migration::TargetRequest;
-use novafed::decision::migration::source::{self, Command as C, End, Event as SourceEvent, ParkReason, Phase};
+use novafed::decision::migration::source::{Command as C, End, Event as SourceEvent, ParkReason, Phase};
 use novafed::decision::migration::target::{self, Event as TargetEvent, Phase as TargetPhase};
 use novafed::decision::ownership::{Decision, VmDecisions};
 use novafed::drivers::embedded::rules::{Event as HostEvent, Power, Rules};
 
+use super::intern::bits;
 use super::model::{Model, Taken, round};
 use super::world::{ASKED, FENCE, Planted, Side, World, next_fence};
 
@@ -78,7 +79,11 @@ impl Model {
             list.extend([(Move::LastRound, Kind::Live), (Move::Watchdog, Kind::Live)]);
         }
         list.extend([(Move::Repair(Side::Source), Kind::Live), (Move::Repair(Side::Target), Kind::Live)]);
-        list.extend((0..64).filter(|n| w.stale & (1 << n) != 0).map(|n| (Move::Late(n), Kind::Weather)));
+        for id in bits(w.stale) {
+            if self.late_matters(w, id) {
+                list.push((Move::Late(id), Kind::Weather));
+            }
+        }
         if w.faults < limits.faults {
             for side in [Side::Source, Side::Target] {
                 list.extend([(Move::HostDies(side), Kind::Fault), (Move::NodeDies(side), Kind::Fault)]);
@@ -130,8 +135,7 @@ impl Model {
                 list.push((Move::Answered(*id), Kind::Live));
             }
         }
-        let inbox = w.source_inbox & !ASKED;
-        list.extend((0..63).filter(|n| inbox & (1 << n) != 0).map(|n| (Move::SourceTakes(n), Kind::Live)));
+        list.extend(bits(w.source_inbox & !ASKED).map(|n| (Move::SourceTakes(n), Kind::Live)));
     }
 
     fn choices_of_target(&mut self, w: &World, list: &mut Vec<(Move, Kind)>) {
@@ -142,7 +146,7 @@ impl Model {
             };
             list.push((what, Kind::Live));
         }
-        list.extend((0..64).filter(|n| w.target_inbox & (1 << n) != 0).map(|n| (Move::TargetTakes(n), Kind::Live)));
+        list.extend(bits(w.target_inbox).map(|n| (Move::TargetTakes(n), Kind::Live)));
         if w.discard_owed {
             list.push((Move::Discard, Kind::Live));
         }
@@ -203,7 +207,7 @@ impl Model {
                 let answer = self.answered(w, self.source(w).attempt, &request)?;
                 World { source_inbox: w.source_inbox | self.source_events.bit(&answer), ..*w }
             }
-            Move::SourceTakes(id) => return self.source_takes(w, id),
+            Move::SourceTakes(id) => return advanced(self.feed_source(w, id)),
             Move::TargetDoes(id) => {
                 let command = *self.target_command(id);
                 let attempt = self.target(w)?.attempt;
@@ -213,7 +217,10 @@ impl Model {
                 }
                 next
             }
-            Move::TargetTakes(id) => return self.target_takes(w, id),
+            Move::TargetTakes(id) => {
+                let attempt = self.target(w)?.attempt;
+                return advanced(self.feed_target(w, attempt, id));
+            }
             Move::LastRound => self.last_round(w)?,
             Move::Watchdog => {
                 let Power::Paused { key } = self.host(w, Side::Source).power else { return None };
@@ -235,30 +242,6 @@ impl Model {
             Move::Rival => self.propose(w, self.source(w).attempt, Decision::Abort).0,
             Move::Broken => self.broken(w)?,
         })
-    }
-
-    fn source_takes(&mut self, w: &World, id: u16) -> Option<World> {
-        let event = self.source_events.get(id).clone();
-        use SourceEvent as E;
-        // A person, or the supervisor, speaks to the job and not to a step of it.
-        let said = matches!(event, E::Cancel | E::Retry | E::Probe | E::Undo | E::Abandon | E::Quarantined);
-        let state = self.source(w);
-        let step = (!said).then(|| state.phase.step());
-        let input = source::Input { attempt: state.attempt, step, event };
-        match self.feed_source(w, &input) {
-            Taken::Advanced(next) => Some(next),
-            Taken::Ignored | Taken::Refused => None,
-        }
-    }
-
-    fn target_takes(&mut self, w: &World, id: u16) -> Option<World> {
-        let event = self.target_events.get(id).clone();
-        let state = self.target(w)?;
-        let input = target::Input { attempt: state.attempt, step: Some(state.phase.step()), event };
-        match self.feed_target(w, &input) {
-            Taken::Advanced(next) => Some(next),
-            Taken::Ignored | Taken::Refused => None,
-        }
     }
 
     /// What only a product with a planted fault does.
@@ -349,5 +332,12 @@ impl Model {
             Move::Late(id) => format!("late {:?}", self.call(id)),
             other => format!("{other:?}"),
         }
+    }
+}
+
+fn advanced(taken: Taken) -> Option<World> {
+    match taken {
+        Taken::Advanced(next) => Some(next),
+        Taken::Ignored | Taken::Refused => None,
     }
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use novafed::decision::migration::source::{self, End};
 use novafed::decision::migration::{Verdict, target};
 
-use super::model::Model;
+use super::model::{Model, source_input, target_input};
 use super::moves::{Kind, Limits, Move};
 use super::names;
 use super::world::{Planted, Side, World};
@@ -82,19 +82,20 @@ impl Walk<'_> {
     /// Everything that means nothing now is told to both cores: it must change nothing.
     fn noise(&mut self) -> Result<(), String> {
         let w = self.world;
+        // What would be believed is told by the world alone, when it is true.
         for event in self.source_noise {
             let state = self.model.source(&w);
-            let input = source::Input { attempt: state.attempt, step: None, event: event.clone() };
-            // What would be believed is told by the world alone, when it is true.
-            if !matches!(source::step(state, &input), Verdict::Advance(_)) {
-                let _ = self.model.feed_source(&w, &input);
+            if !matches!(source::step(state, &source_input(state, event.clone())), Verdict::Advance(_)) {
+                let id = self.model.source_events.id(event);
+                let _ = self.model.feed_source(&w, id);
             }
         }
         for event in self.target_noise {
             let Some(state) = self.model.target(&w) else { break };
-            let input = target::Input { attempt: state.attempt, step: None, event: event.clone() };
-            if !matches!(target::step(state, &input), Verdict::Advance(_)) {
-                let _ = self.model.feed_target(&w, &input);
+            let attempt = state.attempt;
+            if !matches!(target::step(state, &target_input(state, attempt, event.clone())), Verdict::Advance(_)) {
+                let id = self.model.target_events.id(event);
+                let _ = self.model.feed_target(&w, attempt, id);
             }
         }
         if self.world == w { Ok(()) } else { Err("noise changed the world".into()) }

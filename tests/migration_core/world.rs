@@ -1,5 +1,7 @@
 //! The world: what there is at one moment, and the names in it. Owns: the state that is searched, and when it is bad.
 
+use std::hash::{Hash, Hasher};
+
 use novafed::decision::migration::source::{Command as SourceCommand, Source, SwitchRules};
 use novafed::decision::migration::source::{Goal, Phase as SourcePhase};
 use novafed::decision::migration::target::Command as TargetCommand;
@@ -22,7 +24,7 @@ pub enum Side {
 }
 
 /// Everything at one moment; the numbers are those of [`super::model::Model`]'s tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct World {
     /// The source's core.
     pub source: u16,
@@ -53,6 +55,20 @@ pub struct World {
     pub faults: u8,
     /// Acts of a person so far.
     pub persons: u8,
+}
+
+impl Hash for World {
+    /// In few words: worlds are hashed by the million.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let parts = [self.source, self.target, self.log, self.source_host];
+        state.write_u64(parts.iter().fold(0, |word, part| word << 16 | u64::from(*part)));
+        let flags = u8::from(self.fresh) | u8::from(self.moved) << 1 | u8::from(self.discard_owed) << 2;
+        let small = [self.last_round, flags, self.faults, self.persons];
+        state.write_u64(small.iter().fold(u64::from(self.target_host), |word, part| word << 8 | u64::from(*part)));
+        state.write_u64(self.source_inbox);
+        state.write_u64(self.target_inbox);
+        state.write_u64(self.stale);
+    }
 }
 
 /// Something that was sent and may arrive late.
