@@ -177,7 +177,7 @@ impl Federation {
             snapshots: AtomicU64::new(0),
         };
         for (name, region) in &federation.regions {
-            init(&federation.name, name, region)?;
+            federation.init(name, region).await?;
         }
         let mut federation = federation;
         let names: Vec<RegionName> = federation.regions.keys().cloned().collect();
@@ -185,6 +185,26 @@ impl Federation {
             federation.start_node(&name).await?;
         }
         Ok(federation)
+    }
+
+    async fn init(&self, name: &RegionName, region: &Region) -> Result<(), HarnessError> {
+        let number = region.number.to_string();
+        let arguments = [
+            OsStr::new("init"),
+            OsStr::new("--dir"),
+            region.dir.as_os_str(),
+            OsStr::new("--region"),
+            OsStr::new(name.as_str()),
+            OsStr::new("--federation"),
+            OsStr::new(self.name.as_str()),
+            OsStr::new("--number"),
+            OsStr::new(&number),
+        ];
+        let mut init = Process::start(&format!("init of {name}"), &self.binary, &arguments, &region.log)?;
+        match init.wait(READY_MS_MAX).await? {
+            status if status.success() => Ok(()),
+            status => Err(HarnessError::Plan(format!("init of {name} ended ({status}): {}", last_line(&region.log)))),
+        }
     }
 
     /// Starts a region's node, which must not run.
@@ -446,17 +466,4 @@ fn free_ports(count: usize) -> Result<Vec<SocketAddr>, HarnessError> {
 fn last_line(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     text.lines().next_back().unwrap_or("it said nothing").to_owned()
-}
-
-/// What `novafed init` does.
-fn init(federation: &FederationName, name: &RegionName, region: &Region) -> Result<(), HarnessError> {
-    let bad = |e: String| HarnessError::Plan(e);
-    fs::create_dir_all(&region.dir).map_err(file("making", &region.dir))?;
-    let now = Clock::start().wall();
-    let ca = crate::protocol::trust::RegionCa::create(federation, name, now).map_err(|e| bad(e.to_string()))?;
-    ca.save(&region.dir).map_err(|e| bad(e.to_string()))?;
-    let leaf = ca.issue_leaf(now, Millis(24 * 3_600_000)).map_err(|e| bad(e.to_string()))?;
-    leaf.save(&region.dir.join("leaf.pem")).map_err(|e| bad(e.to_string()))?;
-    let key = crate::store::StoreKey::generate().map_err(|e| bad(e.to_string()))?;
-    key.save(&region.dir.join("store.key")).map_err(|e| bad(e.to_string()))
 }
