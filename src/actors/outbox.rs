@@ -29,7 +29,6 @@ pub enum LinkMessage {
     /// Tell the peer what this region has.
     Tell,
 }
-/// How often a peer is told what it need not remember any more.
 
 /// Delivers to one peer.
 pub struct Deliverer {

@@ -23,6 +23,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// First and last pause before asking again.
 const AGAIN_FIRST: Duration = Duration::from_millis(5);
 const AGAIN_LAST: Duration = Duration::from_millis(1_000);
+/// Pause after a host said that it failed.
+const FAILED_PAUSE: Duration = Duration::from_millis(500);
 /// What a switch costs beside its bytes and round trips: commits, calls to the hosts, microseconds. Measured by the
 /// bench `g12` on the embedded host, rounded up.
 const SWITCH_OVERHEAD_US: u64 = 8_000;
@@ -126,40 +128,34 @@ async fn again(pause: &mut Duration) {
 
 /// One call to the source's host and what its answer means.
 async fn host(effect: &Effect, call: HostCall, done: Event) {
-    let mut pause = AGAIN_FIRST;
-    loop {
-        let event = match effect.call(call.clone(), limits::REQUEST_MS).await {
-            Ok(_) => done.clone(),
-            Err(HostError::Unknown { .. }) => Event::Unknown,
-            Err(HostError::Failed { why }) => {
-                // Hypervisors say "failed" and have done it: look, then try again.
-                tracing::warn!(job = %effect.key.job, step = effect.step.name(), why, "the host failed");
-                again(&mut pause).await;
-                Event::Unknown
-            }
-            Err(error @ (HostError::NotFound { .. } | HostError::NoRoom { .. })) => {
-                Event::SourceLost { why: error.to_string() }
-            }
-            Err(error @ (HostError::Refused { .. } | HostError::Fenced { .. } | HostError::Unsupported { .. })) => {
-                Event::SourceRefused { why: error.to_string() }
-            }
-            // Another life of this region's store is in charge: this one must not act at all.
-            Err(error @ HostError::StaleIncarnation { .. }) => {
-                effect.ctx.fail(error.to_string());
-                return;
-            }
-        };
-        // A refusal by a host that died and lost the guest says nothing of why: look.
-        if let Event::SourceRefused { .. } = &event
-            && let Ok(Some(seen)) = effect.look().await
-            && seen.power == GuestPower::Lost
-            && seen.hold != Some(effect.key)
-        {
-            effect.tell(Event::SourceLost { why: "its host restarted and the guest's memory is gone".into() });
-            return;
+    let event = match effect.call(call, limits::REQUEST_MS).await {
+        Ok(_) => done,
+        Err(HostError::Unknown { .. }) => Event::Unknown,
+        Err(HostError::Failed { why }) => {
+            // Hypervisors say "failed" and have done it: look, then try again, but not as fast as it fails.
+            tracing::warn!(job = %effect.key.job, step = effect.step.name(), why, "the host failed");
+            tokio::time::sleep(FAILED_PAUSE).await;
+            Event::Unknown
         }
-        effect.tell(event);
-        return;
+        Err(error @ (HostError::NotFound { .. } | HostError::NoRoom { .. })) => {
+            Event::SourceLost { why: error.to_string() }
+        }
+        Err(error @ (HostError::Refused { .. } | HostError::Fenced { .. } | HostError::Unsupported { .. })) => {
+            refused(effect, error.to_string()).await
+        }
+        // Another life of this region's store is in charge: this one must not act at all.
+        Err(error @ HostError::StaleIncarnation { .. }) => return effect.ctx.fail(error.to_string()),
+    };
+    effect.tell(event);
+}
+
+/// A refusal by a host that died and lost the guest says nothing of why: look.
+async fn refused(effect: &Effect, why: String) -> Event {
+    match effect.look().await {
+        Ok(Some(seen)) if seen.power == GuestPower::Lost && seen.hold != Some(effect.key) => {
+            Event::SourceLost { why: "its host restarted and the guest's memory is gone".into() }
+        }
+        Ok(_) | Err(_) => Event::SourceRefused { why },
     }
 }
 
@@ -320,6 +316,7 @@ pub fn pump(job: &SourceJob) -> AbortHandle {
                 Ok(()) => tracing::debug!(job = %effect.key.job, "a channel ended"),
                 Err(error) => tracing::debug!(job = %effect.key.job, error, "a channel was cut"),
             }
+            effect.me.told(Class::Migration, SourceMessage::Cut(effect.attempt));
             again(&mut pause).await;
         }
     };

@@ -29,6 +29,8 @@ pub enum SourceMessage {
     Input(Input),
     /// How the transfer of this attempt stands.
     Progress(Attempt, TransferProgress),
+    /// A channel of this attempt was cut; it is opened again.
+    Cut(Attempt),
     /// A person says something; the answer tells whether it was taken.
     Person(Event, Reply<Result<(), &'static str>>),
     /// How does it stand?
@@ -118,6 +120,14 @@ impl SourceJob {
                 self.note_progress(progress).await?;
             }
             SourceMessage::Progress(..) => {}
+            SourceMessage::Cut(attempt) => {
+                let copying = matches!(self.state.phase, Phase::Copying | Phase::Pausing | Phase::Sealing);
+                if attempt == self.state.attempt && copying && !self.resumed && self.transfer.sent > 0 {
+                    // What the target has is learnt with the next connection; the record then says where it went on.
+                    self.resumed = true;
+                    self.transfer.resumes += 1;
+                }
+            }
             SourceMessage::Person(event, reply) => {
                 let input = Input { attempt: self.state.attempt, step: None, event };
                 let taken = self.take(input).await?;

@@ -89,7 +89,7 @@ pub enum HarnessError {
         /// What.
         call: String,
         /// Its answer.
-        source: HostError,
+        source: Box<HostError>,
     },
     /// A file.
     #[error("{doing} {}: {source}", path.display())]
@@ -339,7 +339,7 @@ impl Federation {
         let dir = self.host_dir(place)?;
         let what = format!("{call:?}");
         let answer = client::observe(&dir, &place.cluster, call).await;
-        answer.map_err(|source| HarnessError::Host { place: place.clone(), call: what, source })
+        answer.map_err(|e| HarnessError::Host { place: place.clone(), call: what, source: Box::new(e) })
     }
 
     /// What all consoles say.

@@ -138,11 +138,13 @@ pub struct Setup {
     pub wall: Arc<dyn CertificateClock>,
     pub floor: u16,
     pub federation: FederationName,
+    /// Who serves what peers send; left out, [`Answers`].
+    pub inbound: Option<Arc<dyn Inbound>>,
 }
 
 pub fn setup(name: &str, counter: u64) -> Setup {
     let (id, wall) = (peer(name, counter), Arc::new(Clock::start()));
-    Setup { id, ca: None, leaf: None, wall, floor: 0, federation: federation() }
+    Setup { id, ca: None, leaf: None, wall, floor: 0, federation: federation(), inbound: None }
 }
 
 impl Setup {
@@ -164,7 +166,7 @@ impl Setup {
             Arc::clone(&identity),
             Arc::clone(&trust),
             self.wall,
-            Arc::clone(&answers) as Arc<dyn Inbound>,
+            self.inbound.unwrap_or_else(|| Arc::clone(&answers) as Arc<dyn Inbound>),
         );
         Region { node: node.unwrap(), answers, trust, identity, ca }
     }

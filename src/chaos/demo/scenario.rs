@@ -309,7 +309,7 @@ impl<'a> Demo<'a> {
             );
             let what = format!("{call:?}");
             let done = driver.call(operation, call, READY_MS_MAX).await;
-            done.map_err(|source| HarnessError::Host { place: elsewhere.clone(), call: what, source })?;
+            done.map_err(|e| HarnessError::Host { place: elsewhere.clone(), call: what, source: Box::new(e) })?;
         }
         self.stage.say(elsewhere.region.as_str(), "planted: a second copy of the traveller runs here as well");
         let before = self.ticks_on(&elsewhere)?;
