@@ -2,6 +2,8 @@
 //! For each point: the process dies there (it left word of it), restarts, and the job ends as its row promises; by the
 //! witness the guest's ticks are contiguous and never overlap between hosts; memory and disk are right.
 
+#![allow(clippy::print_stdout, reason = "a test says which points it hit")]
+
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;

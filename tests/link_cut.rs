@@ -1,8 +1,9 @@
 //! Transfers over links that are cut at random bytes: in memory, and over real QUIC through the relay.
 //! At most one block for each cut and one percent travel twice, and nothing that the target stored is sent again.
 
+#![allow(clippy::print_stdout, reason = "a test says how many cuts it made")]
+
 mod host_support;
-#[allow(dead_code, reason = "the relay's part needs little of it")]
 mod protocol_support;
 
 use std::sync::Arc;
