@@ -39,18 +39,27 @@ pub struct Deliverer {
     receiver: Arc<Receiver>,
     generation: u64,
     told: Option<MessageId>,
+    /// The peer was told of this region since the link came up.
+    introduced: bool,
 }
 
 impl Deliverer {
     /// For a peer with a link, or for this region itself.
     pub fn new(ctx: Arc<Context>, peer: RegionName, receiver: Arc<Receiver>) -> Deliverer {
         let link = ctx.link(&peer);
-        Deliverer { ctx, peer, link, receiver, generation: 0, told: None }
+        Deliverer { ctx, peer, link, receiver, generation: 0, told: None, introduced: false }
     }
 
     async fn deliver(&mut self) -> Result<(), StoreError> {
-        if self.link.as_ref().is_some_and(|link| !*link.connected().borrow()) {
+        let cut_off = self.link.as_ref().is_some_and(|link| !*link.connected().borrow());
+        if cut_off {
+            self.introduced = false;
             return Ok(());
+        }
+        if !self.introduced {
+            // A link that just came up knows nothing of this region: not only at the next beat.
+            self.introduced = true;
+            self.tell().await;
         }
         for (id, body) in self.ctx.store.outbox(&self.peer)? {
             if !self.send(id, body).await {
