@@ -9,7 +9,7 @@ use novafed::store::{
     StoreOptions, Table, TransactError, Txn, Work, rekey_file, stats_file, verify_file,
 };
 use novafed::stored;
-use novafed::types::limits::STORE_QUEUE_MAX;
+use novafed::types::limits::{STORE_BATCH_MAX, STORE_QUEUE_MAX};
 use novafed::types::{
     ApiError, ErrorCode, Incarnation, IncarnationVerdict, JobId, RegionName, RegionNumber, WallMillis,
 };
@@ -170,7 +170,8 @@ async fn while_one_group_is_written_the_next_gathers_and_reads_go_on() {
             })
         })
         .collect();
-    while store.stats().unwrap().writer.waiting < 99 {
+    // All have run, in the group that is being written and in the next one.
+    while store.stats().unwrap().writer.transactions < 101 {
         tokio::task::yield_now().await;
     }
     assert_eq!(done.load(Ordering::SeqCst), 0, "nothing is acknowledged before its sync");
@@ -188,7 +189,7 @@ async fn while_one_group_is_written_the_next_gathers_and_reads_go_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_answers_busy_at_once() {
     let (store, gate) = gated();
-    let tasks: Vec<_> = (0..STORE_QUEUE_MAX + 700)
+    let tasks: Vec<_> = (0..STORE_QUEUE_MAX + 2 * STORE_BATCH_MAX + 100)
         .map(|n| {
             let store = store.clone();
             tokio::spawn(async move {
