@@ -155,7 +155,7 @@ impl Engine {
         Ok(Snapshot { engine: self, txn, tables: [const { None }; Area::COUNT] })
     }
 
-    /// Writes `changes` in one durable transaction.
+    /// Writes `changes`, which are sealed, in one durable transaction.
     pub(super) fn commit(&self, changes: &Overlay) -> Result<(), StoreError> {
         let began = machine_nanos();
         self.with("committing", |db| self.write(db, changes))?;
@@ -172,15 +172,12 @@ impl Engine {
         let failed = |e: redb::Error| StoreError::redb("writing", e);
         let mut txn = db.begin_write().map_err(|e| failed(e.into()))?;
         txn.set_durability(Durability::Immediate).map_err(|e| failed(e.into()))?;
-        let mut sealed = Vec::new();
         for (area, rows) in changes.areas() {
             let mut table = txn.open_table(area.definition()).map_err(|e| failed(e.into()))?;
             for (key, value) in rows {
                 match value {
-                    Some(plain) => {
-                        sealed.clear();
-                        self.sealer.seal(area, key, plain, &mut sealed)?;
-                        table.insert(key.as_slice(), sealed.as_slice()).map_err(|e| failed(e.into()))?;
+                    Some(put) => {
+                        table.insert(key.as_slice(), put.sealed.as_slice()).map_err(|e| failed(e.into()))?;
                     }
                     None => {
                         table.remove(key.as_slice()).map_err(|e| failed(e.into()))?;

@@ -79,7 +79,11 @@ impl DurableMap {
             }
             changes.set(Area::Map, key.to_vec(), value.map(|payload| Plain { marker: VALUE, payload }));
         }
-        if changes.is_empty() { Ok(()) } else { self.engine.commit(&changes) }
+        if changes.is_empty() {
+            return Ok(());
+        }
+        changes.seal(&self.engine.sealer)?;
+        self.engine.commit(&changes)
     }
 
     /// The value at `key`.

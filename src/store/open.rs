@@ -327,6 +327,7 @@ pub(super) fn meta<V: Stored>(engine: &Engine, row: &str) -> Result<Option<V>, S
 fn commit_row<V: Stored>(engine: &Engine, row: &str, value: &V) -> Result<(), StoreError> {
     let mut changes = Overlay::new();
     changes.set(Area::Meta, row.as_bytes().to_vec(), Some(plain_of(value)?));
+    changes.seal(&engine.sealer)?;
     engine.commit(&changes)
 }
 

@@ -3,10 +3,19 @@
 
 use std::collections::BTreeMap;
 
+use super::error::StoreError;
+use super::seal::Sealer;
 use super::tables::Area;
 use super::value::Plain;
 
-type Rows = BTreeMap<Vec<u8>, Option<Plain>>;
+/// A value that was put.
+pub(super) struct Put {
+    pub(super) plain: Plain,
+    /// As it will stand in the file; empty until it is sealed.
+    pub(super) sealed: Vec<u8>,
+}
+
+type Rows = BTreeMap<Vec<u8>, Option<Put>>;
 
 /// Uncommitted rows of every table: `Some` is put, `None` deleted.
 pub(super) struct Overlay {
@@ -21,9 +30,11 @@ impl Overlay {
         self.areas.iter().all(BTreeMap::is_empty)
     }
     pub(super) fn set(&mut self, area: Area, key: Vec<u8>, value: Option<Plain>) {
-        self.areas[area as usize].insert(key, value);
+        let put = value.map(|plain| Put { plain, sealed: Vec::new() });
+        self.areas[area as usize].insert(key, put);
     }
-    pub(super) fn get(&self, area: Area, key: &[u8]) -> Option<&Option<Plain>> {
+    /// `Some(None)` if it was deleted, `None` if nothing was written there.
+    pub(super) fn get(&self, area: Area, key: &[u8]) -> Option<&Option<Put>> {
         self.areas[area as usize].get(key)
     }
     pub(super) fn rows(&self, area: Area) -> &Rows {
@@ -32,6 +43,19 @@ impl Overlay {
     /// The tables that have rows.
     pub(super) fn areas(&self) -> impl Iterator<Item = (Area, &Rows)> {
         Area::ALL.iter().map(|area| (*area, self.rows(*area))).filter(|(_, rows)| !rows.is_empty())
+    }
+    /// Seals what is not sealed yet.
+    pub(super) fn seal(&mut self, sealer: &Sealer) -> Result<(), StoreError> {
+        for area in Area::ALL {
+            for (key, put) in &mut self.areas[*area as usize] {
+                if let Some(put) = put
+                    && put.sealed.is_empty()
+                {
+                    sealer.seal(*area, key, &put.plain, &mut put.sealed)?;
+                }
+            }
+        }
+        Ok(())
     }
     /// Lays `above` over this one.
     pub(super) fn absorb(&mut self, above: Overlay) {

@@ -1,10 +1,11 @@
-//! A transaction as its closure sees it. Owns: the layered view (own writes over those of the group over what is
-//! committed), typed access, minting.
+//! A transaction as its closure sees it. Owns: the layered view (own writes over those of its group, over those of the
+//! group that is being committed, over what is committed), typed access, minting.
 //! Always: nothing of a transaction reaches its group unless its closure returned `Ok`.
 //! Not here: journal and checkpoints (`journal.rs`), outbox and dedup (`delivery.rs`), the group itself (`writer.rs`).
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::engine::{Edge, Engine, Snapshot};
@@ -40,17 +41,25 @@ impl Counters {
 }
 
 /// What all transactions of a group share: one snapshot, opened when the first of them reads, and the writes so far.
+/// The snapshot may show the group below or not: its writes are laid over it and are the same.
 pub(super) struct Group<'e> {
     pub(super) engine: &'e Engine,
     pub(super) counters: &'e Counters,
     pub(super) incarnation: Incarnation,
-    pub(super) writes: Overlay,
+    /// The group before, if its commit was not done when this one began.
+    below: Option<Arc<Overlay>>,
+    writes: Overlay,
     snapshot: Option<Snapshot<'e>>,
 }
 
 impl<'e> Group<'e> {
-    pub(super) fn new(engine: &'e Engine, counters: &'e Counters, incarnation: Incarnation) -> Group<'e> {
-        Group { engine, counters, incarnation, writes: Overlay::new(), snapshot: None }
+    pub(super) fn new(
+        engine: &'e Engine,
+        counters: &'e Counters,
+        incarnation: Incarnation,
+        below: Option<Arc<Overlay>>,
+    ) -> Group<'e> {
+        Group { engine, counters, incarnation, below, writes: Overlay::new(), snapshot: None }
     }
     fn snapshot(&mut self) -> Result<&mut Snapshot<'e>, StoreError> {
         if self.snapshot.is_none() {
@@ -75,9 +84,16 @@ impl<'g, 'e> Txn<'g, 'e> {
     pub(super) fn new(group: &'g mut Group<'e>) -> Txn<'g, 'e> {
         Txn { group, own: Overlay::new() }
     }
-    /// Puts its writes into the group.
-    pub(super) fn accept(self) {
+    /// Seals its writes and puts them into the group.
+    pub(super) fn accept(mut self) -> Result<(), StoreError> {
+        self.own.seal(&self.group.engine.sealer)?;
         self.group.writes.absorb(self.own);
+        Ok(())
+    }
+
+    /// Uncommitted writes, lowest first.
+    fn layers(&self) -> impl DoubleEndedIterator<Item = &Overlay> {
+        self.group.below.as_deref().into_iter().chain([&self.group.writes, &self.own])
     }
 
     /// The value at `key`.
@@ -129,8 +145,8 @@ impl<'g, 'e> Txn<'g, 'e> {
     }
 
     pub(super) fn get_plain(&mut self, area: Area, key: &[u8]) -> Result<Option<Plain>, StoreError> {
-        if let Some(value) = self.own.get(area, key).or_else(|| self.group.writes.get(area, key)) {
-            return Ok(value.clone());
+        if let Some(value) = self.layers().rev().find_map(|layer| layer.get(area, key)) {
+            return Ok(value.as_ref().map(|put| put.plain.clone()));
         }
         self.group.snapshot()?.get(area, key)
     }
@@ -162,10 +178,10 @@ impl<'g, 'e> Txn<'g, 'e> {
             let plain = snapshot.open(area, &key, &value)?;
             rows.insert(key, plain);
         }
-        for layer in [&self.group.writes, &self.own] {
+        for layer in self.layers() {
             for (key, value) in layer.rows(area).range::<[u8], _>(range) {
                 match value {
-                    Some(plain) => rows.insert(key.clone(), plain.clone()),
+                    Some(put) => rows.insert(key.clone(), put.plain.clone()),
                     None => rows.remove(key),
                 };
             }
@@ -180,7 +196,7 @@ impl<'g, 'e> Txn<'g, 'e> {
             keys.insert(key.to_vec());
             ControlFlow::Continue(())
         })?;
-        for layer in [&self.group.writes, &self.own] {
+        for layer in self.layers() {
             for (key, value) in layer.rows(area).range::<[u8], _>(range) {
                 match value {
                     Some(_) => keys.insert(key.clone()),
@@ -193,10 +209,11 @@ impl<'g, 'e> Txn<'g, 'e> {
 
     /// The last key of a range.
     pub(super) fn last_key(&mut self, area: Area, range: (Edge<'_>, Edge<'_>)) -> Result<Option<Vec<u8>>, StoreError> {
+        self.group.snapshot()?;
         let Txn { group, own } = self;
-        group.snapshot()?;
-        let Group { writes, snapshot, .. } = &mut **group;
-        let hidden = |key: &[u8]| matches!(own.get(area, key).or_else(|| writes.get(area, key)), Some(None));
+        let Group { below, writes, snapshot, .. } = &mut **group;
+        let layers = || below.as_deref().into_iter().chain([&*writes, &*own]);
+        let hidden = |key: &[u8]| layers().rev().find_map(|layer| layer.get(area, key)).is_some_and(Option::is_none);
         let mut last = None;
         if let Some(snapshot) = snapshot {
             snapshot.visit(area, range, true, |key, _| {
@@ -207,9 +224,8 @@ impl<'g, 'e> Txn<'g, 'e> {
                 ControlFlow::Break(())
             })?;
         }
-        for layer in [&*writes, &*own] {
-            let top =
-                layer.rows(area).range::<[u8], _>(range).rev().find(|(key, value)| value.is_some() && !hidden(key));
+        for layer in layers() {
+            let top = layer.rows(area).range::<[u8], _>(range).rev().find(|(key, put)| put.is_some() && !hidden(key));
             if let Some((key, _)) = top
                 && last.as_ref().is_none_or(|last| key > last)
             {
@@ -252,6 +268,8 @@ mod tests {
         #[test]
         fn layers_read_like_one_map(
             committed in writes(),
+            committing in writes(),
+            done in any::<bool>(),
             earlier in writes(),
             own in writes(),
             refused in writes(),
@@ -267,8 +285,19 @@ mod tests {
                 base.set(Area::Map, vec![*key], value.map(plain));
                 model.insert(*key, *value);
             }
+            base.seal(&engine.sealer).unwrap();
             engine.commit(&base).unwrap();
-            let mut group = Group::new(&engine, &counters, incarnation);
+            let mut below = Overlay::new();
+            for (key, value) in &committing {
+                below.set(Area::Map, vec![*key], value.map(plain));
+                model.insert(*key, *value);
+            }
+            below.seal(&engine.sealer).unwrap();
+            let below = Arc::new(below);
+            let mut group = Group::new(&engine, &counters, incarnation, Some(Arc::clone(&below)));
+            if done {
+                engine.commit(&below).unwrap();
+            }
             let apply = |txn: &mut Txn<'_, '_>, writes: &[(u8, Option<u8>)]| {
                 for (key, value) in writes {
                     match value {
@@ -279,7 +308,7 @@ mod tests {
             };
             let mut txn = Txn::new(&mut group);
             apply(&mut txn, &earlier);
-            txn.accept();
+            txn.accept().unwrap();
             let mut txn = Txn::new(&mut group);
             apply(&mut txn, &refused);
             drop(txn);
@@ -302,8 +331,12 @@ mod tests {
                 let got = txn.get_plain(Area::Map, &[key]).unwrap().map(|plain| plain.payload[0]);
                 prop_assert_eq!(got, model.get(&key).copied());
             }
-            txn.accept();
-            engine.commit(&group.into_writes()).unwrap();
+            txn.accept().unwrap();
+            let writes = group.into_writes();
+            if !done {
+                engine.commit(&below).unwrap();
+            }
+            engine.commit(&writes).unwrap();
             let mut snapshot = engine.snapshot().unwrap();
             for key in 0..12 {
                 let got = snapshot.get(Area::Map, &[key]).unwrap().map(|plain| plain.payload[0]);

@@ -1,17 +1,22 @@
-//! The writer: group commit. Owns: the queue, its thread, who waits for which commit.
+//! The writer: group commit. Owns: the queue, its threads, who waits for which commit.
 //! Always: it commits when it is free and takes everything that waits in one go, up to `STORE_BATCH_MAX`, without
 //! lingering; a caller hears of its transaction only after the commit that holds it, and of a refusal only after the
 //! commit that holds what the refusal was based on; a closure that panics or refuses takes nothing else with it.
+//!
+//! Two threads take turns. The one in the lead runs closures and seals their values, one after the other, into the next
+//! group; when no commit is under way it passes the lead on, commits its group and replies, while the other gathers
+//! the group after it. So closures and encryption cost no time of the disk, and a lone transaction sees one thread.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use tokio::sync::oneshot;
 
 use super::engine::{Engine, guarded};
 use super::error::{StoreError, TransactError};
+use super::overlay::Overlay;
 use super::space::Space;
 use super::txn::{Counters, Group, Txn};
 use crate::types::limits::{STORE_BATCH_MAX, STORE_QUEUE_MAX};
@@ -108,7 +113,6 @@ struct Figures {
     largest_group: AtomicU64,
     refused_for_space: AtomicU64,
     refused_as_busy: AtomicU64,
-    waiting: AtomicUsize,
 }
 
 /// Runs groups.
@@ -127,35 +131,52 @@ impl Runner {
         Runner { engine, counters, incarnation, space, reserve_bytes, figures }
     }
 
-    /// Runs `tasks` in one group and replies to each after the commit.
-    fn run(&self, tasks: &mut Vec<Box<dyn Task>>) {
-        let size = tasks.len() as u64;
-        self.figures.groups.fetch_add(1, Ordering::Relaxed);
-        self.figures.transactions.fetch_add(size, Ordering::Relaxed);
-        self.figures.largest_group.fetch_max(size, Ordering::Relaxed);
+    fn group(&self, below: Option<Arc<Overlay>>) -> Group<'_> {
+        Group::new(&self.engine, &self.counters, self.incarnation, below)
+    }
+
+    /// Runs `tasks` in `group`; those that were refused for another reason than their own are answered at once, the
+    /// others put into `ran`.
+    fn run(
+        &self,
+        group: &mut Group<'_>,
+        tasks: impl ExactSizeIterator<Item = Box<dyn Task>>,
+        ran: &mut Vec<Box<dyn Task>>,
+    ) {
+        self.figures.transactions.fetch_add(tasks.len() as u64, Ordering::Relaxed);
         let failure = self.engine.failure();
-        let short = if tasks.iter().any(|task| task.class() == Work::New) { self.short_of_space() } else { None };
-        let mut ran: Vec<Box<dyn Task>> = Vec::with_capacity(tasks.len());
-        let mut group = Group::new(&self.engine, &self.counters, self.incarnation);
-        for mut task in tasks.drain(..) {
+        // Asked once, and only if it matters.
+        let mut short = None;
+        for mut task in tasks {
             if let Some(failure) = &failure {
                 reply(task, Some(failure.clone()));
                 continue;
             }
-            if let (Work::New, Some(short)) = (task.class(), &short) {
+            if task.class() == Work::New
+                && let Some(short) = short.get_or_insert_with(|| self.short_of_space())
+            {
                 self.figures.refused_for_space.fetch_add(1, Ordering::Relaxed);
                 reply(task, Some(short.clone()));
                 continue;
             }
-            let mut txn = Txn::new(&mut group);
-            if task.run(&mut txn) {
-                txn.accept();
+            let mut txn = Txn::new(group);
+            if task.run(&mut txn)
+                && let Err(error) = txn.accept()
+            {
+                reply(task, Some(error));
+                continue;
             }
             ran.push(task);
         }
-        let writes = group.into_writes();
+    }
+
+    /// Commits what `ran` wrote and replies.
+    fn finish(&self, writes: &Overlay, ran: Vec<Box<dyn Task>>) {
+        let size = ran.len() as u64;
+        self.figures.groups.fetch_add(1, Ordering::Relaxed);
+        self.figures.largest_group.fetch_max(size, Ordering::Relaxed);
         // A group that wrote nothing is as durable as what it read.
-        let committed = if writes.is_empty() { Ok(()) } else { self.engine.commit(&writes) };
+        let committed = if writes.is_empty() { Ok(()) } else { self.engine.commit(writes) };
         // The medium may have failed in a read, too: then what a closure answered may rest on it.
         let failed = committed.err().or_else(|| self.engine.failure());
         for task in ran {
@@ -169,14 +190,41 @@ impl Runner {
     }
 }
 
-enum Message {
-    Run(Box<dyn Task>),
-    Close,
+/// What waits, and whether a commit is under way.
+#[derive(Default)]
+struct Waiting {
+    tasks: VecDeque<Box<dyn Task>>,
+    committing: bool,
+    closing: bool,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    /// A task came, a commit ended, or it closes: only the thread in the lead waits for it.
+    changed: Condvar,
+    /// The writes of the commit under way.
+    below: Mutex<Option<Arc<Overlay>>>,
+    lead: Mutex<()>,
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    fn below(&self) -> MutexGuard<'_, Option<Arc<Overlay>>> {
+        self.below.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Lets the thread in the lead commit.
+    fn commit_ended(&self) {
+        self.waiting().committing = false;
+        self.changed.notify_one();
+    }
 }
 
 enum Lane {
-    /// A thread of its own, and the queue to it.
-    Thread { queue: SyncSender<Message>, thread: Mutex<Option<JoinHandle<()>>> },
+    /// Two threads of its own, and the queue to them.
+    Threads { queue: Arc<Queue>, threads: Mutex<Vec<JoinHandle<()>>> },
     /// The caller's own thread: for simulations, which have no others.
     Inline(Mutex<()>),
 }
@@ -188,20 +236,20 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// A writer with a thread of its own.
+    /// A writer with threads of its own.
     pub(super) fn spawn(runner: Runner) -> Result<Writer, StoreError> {
-        let runner = Arc::new(runner);
-        let (queue, inbox) = sync_channel(STORE_QUEUE_MAX);
-        let of_thread = Arc::clone(&runner);
-        let thread = std::thread::Builder::new()
-            .name("novafed-store".into())
-            .spawn(move || write_until_closed(&of_thread, &inbox))
-            .map_err(|e| StoreError::Failed {
-                attempt: "starting the writer thread",
+        let (runner, queue) = (Arc::new(runner), Arc::new(Queue::default()));
+        let mut threads = Vec::with_capacity(2);
+        for name in ["novafed-store-a", "novafed-store-b"] {
+            let (of_thread, inbox) = (Arc::clone(&runner), Arc::clone(&queue));
+            let spawned = std::thread::Builder::new().name(name.into()).spawn(move || take_turns(&of_thread, &inbox));
+            threads.push(spawned.map_err(|e| StoreError::Failed {
+                attempt: "starting the writer's threads",
                 cause: e.to_string().into(),
                 full: false,
-            })?;
-        Ok(Writer { runner, lane: Lane::Thread { queue, thread: Mutex::new(Some(thread)) } })
+            })?);
+        }
+        Ok(Writer { runner, lane: Lane::Threads { queue, threads: Mutex::new(threads) } })
     }
 
     /// A writer that runs each transaction where it is asked for.
@@ -218,24 +266,25 @@ impl Writer {
     {
         let (reply, answer) = oneshot::channel();
         let task = Box::new(Call { class, closure: Some(closure), outcome: None, reply });
-        let figures = &self.runner.figures;
         match &self.lane {
             Lane::Inline(turn) => {
                 let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                self.runner.run(&mut vec![task]);
+                let (mut group, mut ran) = (self.runner.group(None), Vec::with_capacity(1));
+                self.runner.run(&mut group, std::iter::once(task as Box<dyn Task>), &mut ran);
+                self.runner.finish(&group.into_writes(), ran);
             }
-            Lane::Thread { queue, .. } => {
-                let waiting = figures.waiting.fetch_add(1, Ordering::Relaxed);
-                if let Err(error) = queue.try_send(Message::Run(task)) {
-                    figures.waiting.fetch_sub(1, Ordering::Relaxed);
-                    return Err(TransactError::Store(match error {
-                        TrySendError::Full(_) => {
-                            figures.refused_as_busy.fetch_add(1, Ordering::Relaxed);
-                            StoreError::Busy { waiting }
-                        }
-                        TrySendError::Disconnected(_) => StoreError::Closed,
-                    }));
+            Lane::Threads { queue, .. } => {
+                let mut waiting = queue.waiting();
+                if waiting.closing {
+                    return Err(TransactError::Store(StoreError::Closed));
                 }
+                if waiting.tasks.len() >= STORE_QUEUE_MAX {
+                    self.runner.figures.refused_as_busy.fetch_add(1, Ordering::Relaxed);
+                    return Err(TransactError::Store(StoreError::Busy { waiting: waiting.tasks.len() }));
+                }
+                waiting.tasks.push_back(task);
+                drop(waiting);
+                queue.changed.notify_one();
             }
         }
         answer.await.unwrap_or_else(|_| Err(TransactError::Store(StoreError::Closed)))
@@ -250,57 +299,88 @@ impl Writer {
             largest_group: read(&figures.largest_group),
             refused_for_space: read(&figures.refused_for_space),
             refused_as_busy: read(&figures.refused_as_busy),
-            waiting: figures.waiting.load(Ordering::Relaxed) as u64,
+            waiting: match &self.lane {
+                Lane::Threads { queue, .. } => queue.waiting().tasks.len() as u64,
+                Lane::Inline(_) => 0,
+            },
         }
     }
 
-    /// Lets the writer finish what waits, ends its thread and waits for it.
+    /// Lets the writer finish what waits, ends its threads and waits for them.
     pub(super) fn stop(&self) {
-        if let Lane::Thread { queue, thread } = &self.lane {
-            let Some(thread) = thread.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
-            // A blocking send: there is room as soon as the writer took its next group.
-            let _ = queue.send(Message::Close);
-            // The last handle may be dropped by a closure, in the writer's own thread, which can't wait for itself.
-            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
-                tracing::error!("the store's writer thread panicked");
+        let Lane::Threads { queue, threads } = &self.lane else { return };
+        queue.waiting().closing = true;
+        queue.changed.notify_all();
+        let threads = std::mem::take(&mut *threads.lock().unwrap_or_else(PoisonError::into_inner));
+        // The last handle may be dropped by a closure, in one of these threads: it can't wait for itself, nor for the
+        // other, which may wait for it. Both end by themselves.
+        if threads.iter().any(|thread| thread.thread().id() == std::thread::current().id()) {
+            return;
+        }
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store's writer panicked");
             }
         }
     }
 }
 
-fn write_until_closed(runner: &Runner, inbox: &Receiver<Message>) {
-    let mut group: Vec<Box<dyn Task>> = Vec::with_capacity(STORE_BATCH_MAX);
-    let mut open = true;
-    while open {
-        let engine = &runner.engine;
-        let first = if engine.mark_is_unsynced() {
-            match inbox.recv_timeout(MARK_SYNC_MS.duration()) {
-                Err(RecvTimeoutError::Timeout) => {
-                    if let Err(error) = engine.sync_mark() {
-                        tracing::debug!(%error, "the failure is the engine's to report");
-                    }
-                    continue;
+/// What each of the two threads does.
+fn take_turns(runner: &Runner, queue: &Queue) {
+    let lead = || queue.lead.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut leading = lead();
+    loop {
+        let below = queue.below().clone();
+        let (mut group, mut ran) = (runner.group(below), Vec::new());
+        if !gather(runner, queue, &mut group, &mut ran) {
+            return;
+        }
+        let writes = Arc::new(group.into_writes());
+        if ran.len() == 1 {
+            // A lone transaction, and nothing to gather most likely: waking the other thread would only cost time.
+            runner.finish(&writes, ran);
+            queue.commit_ended();
+            continue;
+        }
+        // No other commit is under way, so what lies below the next group is this one alone.
+        *queue.below() = Some(Arc::clone(&writes));
+        drop(leading);
+        runner.finish(&writes, ran);
+        *queue.below() = None;
+        queue.commit_ended();
+        leading = lead();
+    }
+}
+
+/// Runs what comes until there is something to commit and nobody else commits. False if it closes.
+fn gather<'r>(runner: &'r Runner, queue: &Queue, group: &mut Group<'r>, ran: &mut Vec<Box<dyn Task>>) -> bool {
+    let mut waiting = queue.waiting();
+    loop {
+        let room = STORE_BATCH_MAX.saturating_sub(ran.len()).min(waiting.tasks.len());
+        if room > 0 {
+            let tasks: Vec<_> = waiting.tasks.drain(..room).collect();
+            drop(waiting);
+            runner.run(group, tasks.into_iter(), ran);
+            waiting = queue.waiting();
+        } else if !waiting.committing && !ran.is_empty() {
+            waiting.committing = true;
+            return true;
+        } else if !waiting.committing && waiting.closing {
+            return false;
+        } else if !waiting.committing && runner.engine.mark_is_unsynced() {
+            let quiet = |waiting: &mut Waiting| waiting.tasks.is_empty() && !waiting.closing;
+            let waited = queue.changed.wait_timeout_while(waiting, MARK_SYNC_MS.duration(), quiet);
+            let (guard, time_is_up) = waited.unwrap_or_else(PoisonError::into_inner);
+            waiting = guard;
+            if time_is_up.timed_out() {
+                drop(waiting);
+                if let Err(error) = runner.engine.sync_mark() {
+                    tracing::debug!(%error, "the engine has reported it");
                 }
-                first => first.ok(),
+                waiting = queue.waiting();
             }
         } else {
-            inbox.recv().ok()
-        };
-        match first {
-            Some(Message::Run(task)) => group.push(task),
-            Some(Message::Close) | None => return,
+            waiting = queue.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
-        while group.len() < STORE_BATCH_MAX {
-            match inbox.try_recv() {
-                Ok(Message::Run(task)) => group.push(task),
-                Ok(Message::Close) => {
-                    open = false;
-                    break;
-                }
-                Err(_) => break,
-            }
-        }
-        runner.figures.waiting.fetch_sub(group.len(), Ordering::Relaxed);
-        runner.run(&mut group);
     }
 }
