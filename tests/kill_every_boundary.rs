@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use novafed::admin::client::{Ask, ClientError};
-use novafed::admin::{CreatedVm, VmView};
+use novafed::admin::{CreatedVm, LinkView, Page, VmView};
 use novafed::chaos::federation::{Federation, RegionPlan, Setup};
 use novafed::chaos::process::{Run, wait_for};
 use novafed::decision::migration::steps::{KillPoint, Moment, Side, Step};
@@ -180,6 +180,41 @@ impl Bench {
         .unwrap()
     }
 
+    /// What the regions owe each other by their outboxes is delivered, and acknowledged.
+    async fn everything_is_delivered(&self) {
+        for name in [&self.eu, &self.us] {
+            wait_for("the outbox to be empty", END_MS_MAX, async || {
+                let links: Page<LinkView> = self.fed.get(name, "/v2/links").await.map_err(|e| e.to_string())?;
+                match links.items.iter().map(|link| link.outbox).sum::<u64>() {
+                    0 => Ok(()),
+                    waiting => Err(format!("{waiting} commands wait in {name}")),
+                }
+            })
+            .await
+            .unwrap();
+        }
+    }
+
+    async fn a_cancelled_move_leaves_nothing_at_the_target(&mut self) {
+        let (vm, _) = self.create().await;
+        let request = serde_json::json!({
+            "vmID": vm, "targetClusterID": "us/us-a", "options": { "bandwidthLimitBytesPerSecond": 200_000 },
+        });
+        let plan: MigrationPlan = self.fed.post(&self.eu, "/v2/migration-plans", &request).await.unwrap();
+        let job = self.start_move(plan.id, "to-be-cancelled").await.unwrap().id;
+        let cancel = Ask::post(format!("/v2/migrations/{job}/cancel"));
+        let _: MigrationStatus = self.fed.api(&self.eu).unwrap().typed(cancel).await.unwrap();
+        assert_eq!(self.end_of(job).await.state, JobState::Cancelled);
+        wait_for("the target's room to be free again", END_MS_MAX, async || {
+            let page: Page<ClusterView> =
+                self.fed.get(&self.us, "/v2/clusters?region=us").await.map_err(|e| e.to_string())?;
+            let reserved = page.items.iter().map(|cluster| cluster.reserved.cpu).sum::<u64>();
+            if reserved == 0 { Ok(()) } else { Err(format!("{reserved} CPUs are reserved")) }
+        })
+        .await
+        .unwrap();
+    }
+
     /// The witness and the judge over one VM; the VM is then deleted, so that the hosts stay quiet.
     async fn judge(&self, outcome: &Outcome, at: &Place) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -237,6 +272,8 @@ async fn a_node_that_dies_at_any_boundary_comes_back_and_the_move_completes() {
             wrong.extend(bench.judge(&outcome, &at).await.into_iter().map(|w| format!("{point} ({when}): {w}")));
         }
     }
+    bench.everything_is_delivered().await;
+    bench.a_cancelled_move_leaves_nothing_at_the_target().await;
     drop(bench);
     run.close().await.unwrap();
     for (point, count) in &hits {

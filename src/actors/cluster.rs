@@ -199,7 +199,11 @@ impl Cluster {
                 continue;
             }
             let record = records.get(&vm);
-            let job = record.is_some_and(|record| record.job.is_some()) || receiving.contains(&vm);
+            // What this region owns is not received any more, whatever a leftover of a job says.
+            let job = match record {
+                Some(record) => record.job.is_some(),
+                None => receiving.contains(&vm),
+            };
             let decisions = tables::decisions(&self.ctx.store, vm)?;
             let seen = self.seen.get(&vm).map(seen_of);
             let mine = record.filter(|record| record.cluster == self.id);

@@ -41,13 +41,15 @@ pub struct Deliverer {
     told: Option<MessageId>,
     /// The peer was told of this region since the link came up.
     introduced: bool,
+    /// Why the first command that waits was not taken.
+    refused: Option<String>,
 }
 
 impl Deliverer {
     /// For a peer with a link, or for this region itself.
     pub fn new(ctx: Arc<Context>, peer: RegionName, receiver: Arc<Receiver>) -> Deliverer {
         let link = ctx.link(&peer);
-        Deliverer { ctx, peer, link, receiver, generation: 0, told: None, introduced: false }
+        Deliverer { ctx, peer, link, receiver, generation: 0, told: None, introduced: false, refused: None }
     }
 
     async fn deliver(&mut self) -> Result<(), StoreError> {
@@ -76,7 +78,7 @@ impl Deliverer {
         Ok(())
     }
 
-    async fn send(&self, id: MessageId, body: Vec<u8>) -> bool {
+    async fn send(&mut self, id: MessageId, body: Vec<u8>) -> bool {
         let wire = envelope::MessageId { incarnation: id.incarnation, number: id.number };
         let request = Request::command(wire, Kind::ANNOUNCE, "region", body, limits::REQUEST_MS);
         let answered = match &self.link {
@@ -89,8 +91,14 @@ impl Deliverer {
                 self.receiver.request(own, request).await.map_err(|refusal| refusal.to_string())
             }
         };
-        if let Err(why) = &answered {
-            tracing::debug!(peer = %self.peer, %id, why, "a command is not delivered yet");
+        match (&answered, &self.refused) {
+            (Ok(_), _) => self.refused = None,
+            // Once per reason, or the log would say it ten times a second.
+            (Err(why), known) if known.as_ref() != Some(why) => {
+                tracing::warn!(peer = %self.peer, %id, why, "a command is not delivered; it is tried again");
+                self.refused = Some(why.clone());
+            }
+            (Err(_), _) => {}
         }
         answered.is_ok()
     }

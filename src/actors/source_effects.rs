@@ -25,9 +25,9 @@ const AGAIN_FIRST: Duration = Duration::from_millis(5);
 const AGAIN_LAST: Duration = Duration::from_millis(1_000);
 /// Pause after a host said that it failed.
 const FAILED_PAUSE: Duration = Duration::from_millis(500);
-/// What a switch costs beside its bytes and round trips: commits, calls to the hosts, microseconds. Measured by the
-/// bench `g12` on the embedded host, rounded up.
-const SWITCH_OVERHEAD_US: u64 = 8_000;
+/// What a switch costs beside its bytes and round trips: commits, calls to the hosts, the last look at what is dirty;
+/// microseconds. Seen 20,000 to 60,000 on the embedded host with two busy cores.
+const SWITCH_OVERHEAD_US: u64 = 40_000;
 
 impl Handle<SourceMessage> {
     /// Tells the job what happened. A job that is gone has no use for it.

@@ -57,7 +57,6 @@ crate::stored!(VmRecord, b"vmrc");
 crate::stored!(VmDecisions, b"deci");
 crate::stored!(MigrationPlan, b"plan");
 crate::stored!(VmName, b"name");
-crate::stored!(AnnounceMessage, b"anno");
 
 /// Which VM has a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,7 +214,9 @@ pub fn put_decisions(txn: &mut Txn<'_, '_>, vm: VmId, decisions: &VmDecisions) -
 
 /// A durable command to a region (this one included).
 pub fn tell(txn: &mut Txn<'_, '_>, region: &RegionName, message: &AnnounceMessage) -> Result<(), StoreError> {
-    let bytes = to_bytes(message)?;
+    // As it travels: the receiver reads the same bytes.
+    let bytes = postcard::to_stdvec(message)
+        .map_err(|error| StoreError::Encode { kind: "announcement".into(), why: error.to_string() })?;
     txn.enqueue(region, &bytes).map(|_| ())
 }
 

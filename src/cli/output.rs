@@ -200,10 +200,10 @@ pub(super) fn ending(job: &MigrationStatus) -> String {
     let reason = job.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     match job.state {
         JobState::Completed => format!("{} runs at {}{blackout}", job.vm, job.target),
-        JobState::RolledBack => format!("{} could not be moved and runs at {}{reason}", job.vm, job.source),
+        JobState::RolledBack => format!("{} could not be moved and stays at {}{reason}", job.vm, job.source),
         JobState::Cancelled => format!("{} was left at {}{reason}", job.vm, job.source),
         JobState::Parked => format!("{} needs a person{reason}", job.id),
-        _ => format!("{} is {}", job.id, job.phase),
+        _ => format!("{} goes on, at step {}", job.id, job.phase),
     }
 }
 

@@ -148,11 +148,20 @@ async fn change(client: &Client, out: &mut Output, args: ChangeArgs, verb: &str)
     let id = find(client, &args.vm).await?;
     let path = with_query(&format!("/v2/vms/{id}/{verb}"), &[("dryRun", args.dry_run.then(|| "true".into()))]);
     let vm: VmView = client.typed(Ask::post(path)).await?;
-    if out.json() {
-        return Ok(out.document(&vm)?);
-    }
     let wanted = word(&vm.record.desired);
-    Ok(out.line(&format!("{id} is {} at {} (wanted: {wanted})", vm.power.word(), vm.place))?)
+    if out.json() {
+        out.document(&vm)?;
+    } else {
+        out.line(&format!("{id} is {} at {} (wanted: {wanted})", vm.power.word(), vm.place))?;
+    }
+    if args.dry_run || vm.power.word() == wanted {
+        return Ok(());
+    }
+    let text = format!("{id} is not {wanted} yet; that it shall be is recorded, and goes on being tried");
+    Err(CliError::Own(
+        crate::types::ApiError::new(ErrorCode::DeadlineExceeded, text)
+            .hint("novafed status says what stands in the way"),
+    ))
 }
 
 fn list(out: &mut Output, page: Page<VmView>) -> Result<(), CliError> {
@@ -170,7 +179,7 @@ fn list(out: &mut Output, page: Page<VmView>) -> Result<(), CliError> {
             human_bytes(spec.memory_bytes),
             human_bytes(spec.disk_bytes),
             vm.record.job.map(|job| job.to_string()).unwrap_or_default(),
-            age(Some(vm.age_ms), vm.stale),
+            age(vm.power_age_ms, vm.stale),
         ]
     };
     let head = ["id", "name", "place", "power", "cpu", "memory", "disk", "moving", "seen"];

@@ -95,6 +95,9 @@ impl NodeError {
             NodeError::Ended { .. } | NodeError::Actors(_) => {
                 "read the log for what crashed again and again, then start the node again; the VMs go on".into()
             }
+            NodeError::Admin(ServeError::InUse { .. }) => {
+                "a node of this directory runs already: novafed status; stop it with SIGTERM first".into()
+            }
             NodeError::Admin(_) | NodeError::Telemetry(_) | NodeError::Runtime(_) => {
                 "see the message; nothing was changed".into()
             }

@@ -171,7 +171,8 @@ fn lives(model: &mut Model, first: World, seeds: impl Iterator<Item = u64>) -> R
 /// All lives, shared among the cores of the machine.
 fn run(base: u64) -> (Pairs, BTreeMap<Outcome, u64>) {
     let workers = std::thread::available_parallelism().map_or(2, usize::from) as u64;
-    let parts: Vec<(Pairs, Result<BTreeMap<Outcome, u64>, String>)> = std::thread::scope(|scope| {
+    type Part = (Pairs, Result<BTreeMap<Outcome, u64>, String>);
+    let parts: Vec<Part> = std::thread::scope(|scope| {
         let spawn = |worker| {
             scope.spawn(move || {
                 let (mut model, first) = Model::new(None);

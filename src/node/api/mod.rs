@@ -207,7 +207,7 @@ impl Region for RegionApi {
     }
     fn vms(&self, filter: VmFilter, page: PageQuery) -> Answer<'_, Page<VmView>> {
         Box::pin(async move {
-            let views = self.own_vms().await?.into_iter().filter(|view| filter.lets(view)).collect();
+            let views = self.all_vms(&filter).await?.into_iter().filter(|view| filter.lets(view)).collect();
             page.cut(views, |view: &VmView| view.record.id)
         })
     }

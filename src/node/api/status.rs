@@ -110,7 +110,7 @@ impl RegionApi {
                 subject: owed.vm.to_string(),
                 state: "owed".into(),
                 progress: None,
-                reason: Some(format!("its disk at {} is removed at {} (wall ms)", owed.cluster, owed.due.0)),
+                reason: Some(format!("its disk at {} is removed after {}", owed.cluster, owed.due)),
                 job: owed.job,
                 started_at: owed.due,
                 completed_at: None,
@@ -151,7 +151,9 @@ impl RegionApi {
             regions.push(self.peer_region(&peer, &clusters, now, wall));
         }
         regions.sort_by(|a, b| a.name.cmp(&b.name));
-        let issues = self.issues(&clusters, &links, &regions, jobs, wall);
+        let mut issues = self.issues(&clusters, &links, &regions, jobs, wall);
+        issues.extend(self.lost_vms(wall).await?);
+        issues.sort_by(|a, b| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
         let recommendations = recommendations(&issues);
         let health_status = match issues.iter().map(|issue| issue.severity).max() {
             Some(Severity::Blocking) => Health::Failed,
@@ -176,6 +178,23 @@ impl RegionApi {
             issues,
             recommendations,
         })
+    }
+
+    async fn lost_vms(&self, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
+        let lost: Vec<String> = self
+            .own_vms()
+            .await?
+            .into_iter()
+            .filter(|vm| vm.power == ObservedPower::Lost && vm.record.desired == DesiredPower::Running)
+            .map(|vm| format!("{} ({})", vm.record.spec.name, vm.record.id))
+            .collect();
+        Ok((!lost.is_empty()).then(|| Issue {
+            code: "vms-lost".into(),
+            severity: Severity::Warning,
+            subject: "vms".into(),
+            message: format!("{} VMs lost their memory with their host: {}", lost.len(), lost.join(", ")),
+            since: wall,
+        }))
     }
 
     async fn job_counts(&self) -> Result<JobCounts, ApiError> {
@@ -278,16 +297,16 @@ impl RegionApi {
                 since: wall,
             });
         }
-        issues.sort_by(|a, b| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
         issues
     }
 }
 
 fn recommendations(issues: &[Issue]) -> Vec<String> {
     let by_code: BTreeMap<&str, &str> = BTreeMap::from([
-        ("link-down", "look at the address and the clock of that region: novafed link list"),
+        ("link-down", "see why (novafed link list): its address, its clock, or the ca.pem that node.toml names for it"),
         ("cluster-not-connected", "look at its host process and its log: novafed cluster show <id>"),
         ("jobs-parked", "read why and decide: novafed migration list --state parked"),
+        ("vms-lost", "start them again from their disks: novafed vm start <VM>"),
         ("stopping", "read the log, mend the cause, start the node again; VMs go on meanwhile"),
     ]);
     let mut list: Vec<String> = Vec::new();

@@ -285,6 +285,55 @@ impl RegionApi {
         Ok(self.view(record, seen))
     }
 
+    /// This region's VMs and what the reachable others say of theirs. A request that names a region is answered by it
+    /// alone, so that the question does not go round.
+    pub(super) async fn all_vms(&self, filter: &VmFilter) -> Result<Vec<VmView>, ApiError> {
+        let wanted = |region: &RegionName| filter.region.as_ref().is_none_or(|only| only == region);
+        let mut views = if wanted(&self.ctx.region) { self.own_vms().await? } else { Vec::new() };
+        let peers: Vec<RegionName> = self.ctx.peers().into_iter().filter(|peer| wanted(peer)).collect();
+        for peer in peers {
+            if !self.ctx.link(&peer).is_some_and(|link| link.state().connected) {
+                continue;
+            }
+            match self.vms_of(&peer, filter).await {
+                Ok(more) => views.extend(more),
+                Err(error) => tracing::debug!(%peer, %error, "the region did not tell its VMs"),
+            }
+        }
+        Ok(views)
+    }
+
+    async fn vms_of(&self, peer: &RegionName, filter: &VmFilter) -> Result<Vec<VmView>, ApiError> {
+        let name = filter.name.as_ref().map(|name| format!("&name={name}")).unwrap_or_default();
+        let (mut views, mut cursor) = (Vec::new(), String::new());
+        loop {
+            let caller = Caller {
+                uid: rustix::process::getuid().as_raw(),
+                gid: rustix::process::getgid().as_raw(),
+                pid: None,
+                via: Some(self.ctx.region.clone()),
+            };
+            let request = Forwarded {
+                method: "GET".into(),
+                path: format!("/v2/vms?region={peer}&limit={}{name}{cursor}", limits::API_PAGE_MAX),
+                headers: Vec::new(),
+                body: Vec::new(),
+                caller,
+                deadline: limits::HEARTBEAT_MS.times(2),
+                trace: 0,
+            };
+            let reply = self.forward_now(peer.clone(), request).await?;
+            let page: Page<VmView> = serde_json::from_slice(&reply.body).map_err(|error| {
+                ApiError::new(ErrorCode::Unavailable, format!("region {peer} answered {}: {error}", reply.status))
+            })?;
+            views.extend(page.items);
+            match page.next {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return Ok(views),
+            }
+        }
+    }
+
     pub(super) async fn own_vms(&self) -> Result<Vec<VmView>, ApiError> {
         let mut seen = std::collections::BTreeMap::new();
         for id in self.ctx.cluster_ids() {
