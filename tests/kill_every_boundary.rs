@@ -119,10 +119,12 @@ impl Bench {
     }
 
     async fn plan(&self, vm: VmId) -> PlanId {
+        self.plan_with(vm, &serde_json::json!({ "switchDeadlineMs": WATCHDOG_MS, "maxDowntimeMs": 500 })).await
+    }
+
+    async fn plan_with(&self, vm: VmId, options: &serde_json::Value) -> PlanId {
         wait_for("an executable plan", END_MS_MAX, async || {
-            let request = serde_json::json!({
-                "vmID": vm, "targetClusterID": "us/us-a", "options": { "switchDeadlineMs": WATCHDOG_MS, "maxDowntimeMs": 500 },
-            });
+            let request = serde_json::json!({ "vmID": vm, "targetClusterID": "us/us-a", "options": options });
             let plan: MigrationPlan =
                 self.fed.post(&self.eu, "/v2/migration-plans", &request).await.map_err(|e| e.to_string())?;
             let failed: Vec<_> = plan.checks.iter().filter(|c| c.status == CheckStatus::Failed).collect();
@@ -283,4 +285,63 @@ async fn a_node_that_dies_at_any_boundary_comes_back_and_the_move_completes() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(hits.len(), KillPoint::all_forward().len(), "each point was hit");
     assert!(hits.keys().any(|p| p.moment == Moment::AfterEffect));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_dies_in_the_middle_of_a_copy_has_an_honest_end() {
+    let run = Run::create().await.unwrap();
+    let mut bench = Bench::start(run.dir()).await;
+    let slow = serde_json::json!({ "bandwidthLimitBytesPerSecond": 400_000, "maxDowntimeMs": 5_000 });
+
+    // The source's host: the guest's memory is gone, so the move is rolled back; the VM is lost, not doubled, and
+    // starts again from its disk.
+    let (vm, spec) = bench.create().await;
+    let job = bench.move_with(vm, &slow).await;
+    bench.copying(job).await;
+    bench.fed.kill_host(&place("eu/eu-a")).await.unwrap();
+    let status = bench.end_of(job).await;
+    assert_eq!(status.state, JobState::RolledBack, "{:?}", status.reason);
+    bench.power(vm, "lost").await;
+    let started: VmView = bench.fed.post(&bench.eu, &format!("/v2/vms/{vm}/start"), &()).await.unwrap();
+    assert_eq!(started.power.word(), "running");
+    let outcome = Outcome { vm, job, spec, died: true, status };
+    assert_eq!(bench.judge(&outcome, &place("eu/eu-a")).await, Vec::<String>::new());
+
+    // The target's host: what it had received is gone; another attempt sends it again, and the move completes.
+    let (vm, spec) = bench.create().await;
+    let job = bench.move_with(vm, &slow).await;
+    bench.copying(job).await;
+    bench.fed.kill_host(&place("us/us-a")).await.unwrap();
+    let status = bench.end_of(job).await;
+    assert_eq!(status.state, JobState::Completed, "{:?}", status.reason);
+    let outcome = Outcome { vm, job, spec, died: true, status };
+    assert_eq!(bench.judge(&outcome, &place("us/us-a")).await, Vec::<String>::new());
+    drop(bench);
+    run.close().await.unwrap();
+}
+
+impl Bench {
+    async fn move_with(&self, vm: VmId, options: &serde_json::Value) -> JobId {
+        let plan = self.plan_with(vm, options).await;
+        self.start_move(plan, &format!("host-{vm}")).await.unwrap().id
+    }
+
+    async fn copying(&self, job: JobId) {
+        wait_for("some of it to be copied", END_MS_MAX, async || {
+            let status: MigrationStatus =
+                self.fed.get(&self.eu, &format!("/v2/migrations/{job}")).await.map_err(|e| e.to_string())?;
+            if status.bytes_acknowledged > 400_000 { Ok(()) } else { Err(format!("{:?}", status.phase)) }
+        })
+        .await
+        .unwrap();
+    }
+
+    async fn power(&self, vm: VmId, word: &str) {
+        wait_for("the VM's power", END_MS_MAX, async || {
+            let view: VmView = self.fed.get(&self.eu, &format!("/v2/vms/{vm}")).await.map_err(|e| e.to_string())?;
+            if view.power.word() == word { Ok(()) } else { Err(view.power.word().to_owned()) }
+        })
+        .await
+        .unwrap();
+    }
 }

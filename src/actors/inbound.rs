@@ -17,14 +17,14 @@ use crate::decision::migration::steps::{Moment, Side, Step};
 use crate::decision::migration::target::{self, Event, Input, Target};
 use crate::decision::migration::{Offer, TargetAnswer, TargetRequest};
 use crate::decision::ownership::VmDecisions;
-use crate::drivers::End;
+use crate::drivers::{End, HostCall, HostReply, Hypervisor, SwitchKey};
 use crate::protocol::bodies::{
     AnnounceMessage, ApiMessage, ApiReply, BulkHello, DirectoryMessage, MigrationMessage, MigrationReply,
 };
 use crate::protocol::link::{BoxFuture, BulkOffer, Inbound, PeerId, Refusal, RefusalCode, Request};
 use crate::protocol::messages::Kind;
 use crate::store::{MessageId, Seen, StoreError, TransactError, Work};
-use crate::types::{Attempt, IncarnationVerdict, JobId, Millis, Place, RegionName, VmId, limits};
+use crate::types::{Attempt, IncarnationVerdict, JobId, Millis, OperationId, Place, RegionName, VmId, limits};
 
 /// Answers API requests that were forwarded here; supplied by the assembler once the API stands.
 pub type ApiServer = Arc<dyn Fn(RegionName, ApiMessage) -> BoxFuture<'static, ApiReply> + Send + Sync>;
@@ -61,6 +61,11 @@ impl Inbound for Receiver {
     fn request(&self, from: PeerId, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>> {
         let (ctx, api) = (self.ctx.clone(), self.api.get().cloned());
         Box::pin(async move {
+            let acts = matches!(request.kind, Kind::MIGRATION | Kind::ANNOUNCE);
+            if acts && ctx.migrations().is_none() {
+                // The clusters are still being started: nothing of this can be decided yet.
+                return Err(Refusal::busy(Millis(200)));
+            }
             match request.kind {
                 Kind::MIGRATION => encode(&migration(&ctx, &from.region, decode(&request.body)?).await?),
                 Kind::DIRECTORY => {
@@ -138,10 +143,29 @@ async fn receive(
     let driver = ctx.driver(&target.to.cluster).ok_or_else(|| {
         Refusal::new(RefusalCode::NOT_FOUND, format!("cluster {} is not configured here", target.to.cluster))
     })?;
-    driver
-        .open_channel(key, hello.channel, End::Target)
-        .await
-        .map_err(|error| Refusal::new(RefusalCode::DECLINED, error.to_string()))
+    match driver.open_channel(key, hello.channel, End::Target).await {
+        Ok(near) => Ok(near),
+        Err(error) => {
+            notice_loss(ctx, &driver, key).await;
+            Err(Refusal::new(RefusalCode::DECLINED, error.to_string()))
+        }
+    }
+}
+
+/// A channel could not be opened at the target's host: if that host lost what it had received, its job is told.
+pub async fn notice_loss(ctx: &Arc<Context>, driver: &Arc<dyn Hypervisor>, key: SwitchKey) {
+    let operation = OperationId::of_job(key.job, key.attempt, "look");
+    let Ok(HostReply::Vm(seen)) = driver.call(operation, HostCall::Get { vm: key.vm }, limits::REQUEST_MS).await else {
+        return;
+    };
+    if seen.and_then(|seen| seen.receiving).is_some_and(|(receiving, _)| receiving == key) {
+        return;
+    }
+    let Some(slot) = ctx.with_jobs(|running| running.target.get(&key.job).cloned()) else { return };
+    let why = "the target's host restarted, and what it had received is gone".to_owned();
+    // Heard only while blocks are awaited: before, the host is asked anyway, and after, sealing asked it.
+    let input = Input { attempt: key.attempt, step: Some(Step::Copy), event: Event::HostLost { why } };
+    slot.told(Class::Migration, TargetMessage::Input(input));
 }
 
 fn forbidden(from: &RegionName, job: JobId) -> Refusal {
@@ -206,11 +230,23 @@ impl AskedTarget {
             return Ok(MigrationReply::Target(refused));
         }
         let slot = ctx.with_jobs(|running| running.target.get(&self.job).cloned());
+        if let Some(target) = &slot {
+            // Whoever asks must be the region that the job came from, not only say so.
+            let asked = target.call(Class::Migration, limits::REQUEST_MS, TargetMessage::Look).await;
+            match asked {
+                Ok(target) if target.from.region != self.from.region => {
+                    return Err(forbidden(&self.from.region, self.job));
+                }
+                Ok(_) => {}
+                Err(_) => return Ok(MigrationReply::Pending),
+            }
+        }
         let Some(slot) = slot else {
             // Over, or never here: the last state answers.
             let ended = tables::target_ended(&ctx.store, self.job).map_err(store_refusal)?;
             let Some(ended) = ended else {
                 if tables::target_job(&ctx.store, self.job).map_err(store_refusal)?.is_some() {
+                    run_soon(ctx, self.job);
                     return Ok(MigrationReply::Pending);
                 }
                 let reason = format!("{} has no record of {}", ctx.region, self.job);
@@ -252,7 +288,11 @@ impl AskedTarget {
                 if tables::target_job_in(txn, job)?.is_some() || tables::target_ended_in(txn, job)?.is_some() {
                     return Ok(Ok(()));
                 }
-                let promised = vms::reserve(txn, &inner.ledgers, &record.first, now)?;
+                let first = &record.first;
+                if first.from.region != inner.region && vms::get(txn, first.vm)?.is_some() {
+                    return Ok(Err(format!("{} belongs to this region already", first.vm)));
+                }
+                let promised = vms::reserve(txn, &inner.ledgers, first, now)?;
                 if promised.is_ok() {
                     tables::put_target_job(txn, &record)?;
                 }
@@ -269,7 +309,9 @@ impl AskedTarget {
             Err(error) => return Err(store_refusal(error.flatten())),
         }
         ctx.kill.pass(Step::Reserve, Side::Target, Moment::AfterWrite);
-        jobs::run_target(ctx, self.job).await;
+        // In a task of its own: the asker's deadline must not leave a job without its actor.
+        let (inner, job) = (ctx.clone(), self.job);
+        let _ = tokio::spawn(async move { jobs::run_target(&inner, job).await }).await;
         ctx.kill.pass(Step::Reserve, Side::Target, Moment::AfterEffect);
         Ok(None)
     }
@@ -336,7 +378,11 @@ async fn discard(ctx: &Arc<Context>, from: &RegionName, job: JobId, attempt: Att
     let Some(slot) = slot else {
         let open = tables::target_job(&ctx.store, job).map_err(store_refusal)?.is_some();
         // Not running yet: the sender tries again.
-        return if open { Err(Refusal::busy(Millis(200))) } else { Ok(()) };
+        if open {
+            run_soon(ctx, job);
+            return Err(Refusal::busy(Millis(200)));
+        }
+        return Ok(());
     };
     let Ok(target) = slot.call(Class::Migration, limits::REQUEST_MS, TargetMessage::Look).await else {
         return Err(Refusal::busy(Millis(200)));
@@ -347,6 +393,16 @@ async fn discard(ctx: &Arc<Context>, from: &RegionName, job: JobId, attempt: Att
     // The source's last attempt may never have been prepared here: what is here belongs to the one that was.
     let attempt = attempt.min(target.attempt);
     let input = Input { attempt, step: None, event: Event::Asked(TargetRequest::Discard) };
-    let told = slot.cast(Class::Migration, TargetMessage::Input(input));
-    told.map_err(|_| Refusal::busy(Millis(200)))
+    slot.cast(Class::Migration, TargetMessage::Input(input)).map_err(|_| Refusal::busy(Millis(200)))?;
+    // Behind it in the same class: what it says is journalled. A job that ended meanwhile is answered the next time.
+    match slot.call(Class::Migration, limits::REQUEST_MS, TargetMessage::Look).await {
+        Ok(t) if t.owns() || matches!(t.phase, target::Phase::Discarding { .. } | target::Phase::Discarded) => Ok(()),
+        Ok(_) | Err(_) => Err(Refusal::busy(Millis(200))),
+    }
+}
+
+/// A job that is in the store and has no actor gets one.
+fn run_soon(ctx: &Arc<Context>, job: JobId) {
+    let ctx = ctx.clone();
+    tokio::spawn(async move { jobs::run_target(&ctx, job).await });
 }

@@ -82,7 +82,13 @@ pub async fn run_target(ctx: &Arc<Context>, job: JobId) {
 }
 
 async fn add(ctx: &Arc<Context>, spec: ChildSpec, job: JobId) {
-    let Some(supervisor) = ctx.migrations() else { return };
+    let Some(supervisor) = ctx.migrations() else {
+        ctx.with_jobs(|running| {
+            running.source.remove(&job);
+            running.target.remove(&job);
+        });
+        return;
+    };
     if let Err(error) = supervisor.add_child(spec).await {
         // It stays in the store; the next start of the process runs it again.
         tracing::error!(%job, %error, "the job can't be run now");

@@ -68,10 +68,15 @@ impl Deliverer {
                 // In order: what comes after waits for it.
                 return Ok(());
             }
-            let peer = self.peer.clone();
+            let (peer, to_itself) = (self.peer.clone(), self.link.is_none());
             self.ctx
                 .store
-                .transact(Work::Finish, move |txn| txn.acknowledge(&peer, id))
+                .transact(Work::Finish, move |txn| {
+                    if to_itself {
+                        txn.prune_seen(&peer, id)?;
+                    }
+                    txn.acknowledge(&peer, id)
+                })
                 .await
                 .map_err(crate::store::TransactError::flatten)?;
         }

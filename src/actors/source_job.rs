@@ -12,7 +12,7 @@ use super::context::Context;
 use super::mailbox::Handle;
 use super::records::{Cleanup, CleanupKind, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TransferRecord};
 use super::serve::{Exit, HandlerError};
-use super::tables::{self, JobEntry, JournalEntry};
+use super::tables::{self, JobEntry, JournalEntry, store_failed};
 use super::{source_effects, vms};
 use crate::decision::migration::Verdict;
 use crate::decision::migration::source::{self, Command, Event, Input, Phase, Source, Write};
@@ -174,7 +174,8 @@ impl SourceJob {
                 advance.write(txn)?;
                 Ok::<_, StoreError>(advance.after)
             })
-            .await?;
+            .await
+            .map_err(store_failed)?;
         self.entered(written, was != will);
         Ok(())
     }
@@ -217,7 +218,8 @@ impl SourceJob {
                 advance.write(txn)?;
                 Ok(advance.after)
             })
-            .await?;
+            .await
+            .map_err(store_failed)?;
         self.ctx.kill.pass(Step::Decide, Side::Source, Moment::AfterEffect);
         let changed = after.phase.step() != Step::Decide;
         self.entered(after, changed);
@@ -330,7 +332,8 @@ impl SourceJob {
             self.ctx
                 .store
                 .transact(Work::Finish, move |txn| tables::put_source_checkpoint(txn, job, &checkpoint))
-                .await?;
+                .await
+                .map_err(store_failed)?;
         }
         Ok(())
     }

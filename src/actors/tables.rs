@@ -6,11 +6,12 @@ use serde::{Deserialize, Serialize};
 use super::records::{
     Cleanup, RequestRecord, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TargetJobEnded, TargetJobRecord,
 };
+use super::serve::{Exit, HandlerError};
 use crate::decision::migration::source::Input as SourceInput;
 use crate::decision::migration::target::Input as TargetInput;
 use crate::decision::ownership::VmDecisions;
 use crate::protocol::bodies::AnnounceMessage;
-use crate::store::{Store, StoreError, Stored, Table, Txn, from_bytes, to_bytes};
+use crate::store::{Store, StoreError, Stored, Table, TransactError, Txn, from_bytes, to_bytes};
 use crate::types::{
     ClusterId, JobId, MigrationPlan, PlanId, RegionName, RequestId, Resources, VmId, VmRecord, WallMillis, limits,
 };
@@ -63,6 +64,16 @@ crate::stored!(VmName, b"name");
 pub struct VmName {
     /// The VM.
     pub vm: VmId,
+}
+
+/// A store that is busy or short of space is a dependency that is down, not a crash of who needs it.
+pub fn store_failed(error: TransactError<StoreError>) -> HandlerError {
+    match error.flatten() {
+        error @ (StoreError::Busy { .. } | StoreError::NoSpace { .. }) => {
+            Exit::DependencyDown(error.to_string()).into()
+        }
+        error => error.into(),
+    }
 }
 
 fn source_key(job: JobId) -> String {

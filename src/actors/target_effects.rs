@@ -40,15 +40,7 @@ struct Effect {
 
 /// Starts the effect of `command`; its outcome arrives as an input of the job.
 pub fn start(job: &TargetJob, command: Command) -> AbortHandle {
-    let effect = Effect {
-        ctx: job.ctx.clone(),
-        me: job.me.clone(),
-        driver: job.ctx.driver(&job.state.to.cluster),
-        state: job.state.clone(),
-        key: job.key(),
-        attempt: job.state.attempt,
-        operation: job.operation(job.state.phase.step().name()),
-    };
+    let effect = Effect::of(job);
     let task = async move {
         match command {
             Command::PrepareReceive => effect.prepare().await,
@@ -65,12 +57,42 @@ pub fn start(job: &TargetJob, command: Command) -> AbortHandle {
     tokio::spawn(task).abort_handle()
 }
 
+/// How much a job has received so far, by its host.
+pub struct Received(Effect);
+
+/// To be asked while a job waits for its source.
+pub fn received(job: &TargetJob) -> Received {
+    Received(Effect::of(job))
+}
+
+impl Received {
+    /// Bytes; `None` where nothing is being received.
+    pub async fn bytes(&self) -> Option<u64> {
+        match self.0.call(HostCall::Progress { key: self.0.key }, limits::REQUEST_MS).await {
+            Ok(HostReply::Progress(progress)) => Some(progress.acknowledged_bytes),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
 async fn again(pause: &mut Duration) {
     tokio::time::sleep(*pause).await;
     *pause = (*pause * 2).min(AGAIN_LAST);
 }
 
 impl Effect {
+    fn of(job: &TargetJob) -> Effect {
+        Effect {
+            ctx: job.ctx.clone(),
+            me: job.me.clone(),
+            driver: job.ctx.driver(&job.state.to.cluster),
+            state: job.state.clone(),
+            key: job.key(),
+            attempt: job.state.attempt,
+            operation: job.operation(job.state.phase.step().name()),
+        }
+    }
+
     fn tell(&self, event: Event) {
         let step = Some(self.state.phase.step());
         self.me.input(Input { attempt: self.attempt, step, event });

@@ -12,7 +12,7 @@ use super::context::Context;
 use super::mailbox::Handle;
 use super::records::{TargetJobEnded, TargetJobRecord};
 use super::serve::{Exit, HandlerError};
-use super::tables::{self, JobEntry, JournalEntry};
+use super::tables::{self, JobEntry, JournalEntry, store_failed};
 use super::{target_effects, vms};
 use crate::decision::migration::steps::{Moment, Side};
 use crate::decision::migration::target::{self, Command, Event, Input, Phase, Target, Write};
@@ -150,7 +150,8 @@ impl TargetJob {
                 advance.write(txn)?;
                 Ok::<_, StoreError>(advance.after)
             })
-            .await?;
+            .await
+            .map_err(store_failed)?;
         if was != will {
             tracing::info!(job = %after.job, attempt = %after.attempt, step = will.name(), "step on the target's side");
         }
@@ -174,8 +175,18 @@ impl TargetJob {
             let task = match command {
                 Command::Patience(patience) => {
                     let (me, attempt, step) = (self.me.clone(), self.state.attempt, self.state.phase.step());
+                    let received = target_effects::received(self);
                     tokio::spawn(async move {
-                        tokio::time::sleep(patience.duration()).await;
+                        let mut before = None;
+                        loop {
+                            tokio::time::sleep(patience.duration()).await;
+                            // While blocks arrive nobody has to say anything.
+                            let now = received.bytes().await;
+                            if now.is_none() || now == before {
+                                break;
+                            }
+                            before = now;
+                        }
                         me.input(Input { attempt, step: Some(step), event: Event::TimedOut });
                     })
                     .abort_handle()
@@ -213,6 +224,10 @@ impl Advance {
     fn write(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
         let t = &self.after;
         tables::append(txn, t.job, &JobEntry::Target(self.entry.clone()))?;
+        if matches!(t.phase, Phase::Lost { owned: true, .. }) {
+            // It is this region's, its memory is gone, and no step goes on by itself: a person may start it.
+            vms::unlock(txn, t.vm, t.job)?;
+        }
         for write in target::writes(&self.before, t) {
             match write {
                 Write::VmArrived => {

@@ -75,8 +75,9 @@ pub async fn start(
     let links = root.add_supervisor(group("links"), Restart::Permanent).await.map_err(actors)?;
     let clusters = root.add_supervisor(group("clusters"), Restart::Permanent).await.map_err(actors)?;
     let migrations = root.add_supervisor(group("migrations"), Restart::Permanent).await.map_err(actors)?;
-    ctx.run_jobs_under(migrations);
     start_clusters(dir, config, &ctx, &clusters).await?;
+    // From here on other regions are answered about moves.
+    ctx.run_jobs_under(migrations);
     start_deliverers(&ctx, &links, &receiver).await.map_err(actors)?;
     let addresses = config.peers.iter().map(|peer| (peer.region.clone(), peer.address.clone())).collect();
     let api = serve_api(&ctx, &root, metrics, &receiver, addresses);

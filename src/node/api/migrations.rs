@@ -23,6 +23,13 @@ impl RegionApi {
         let plan = tables::plan(&self.ctx.store, plan)?.ok_or_else(|| not_found("migration plan", plan))?;
         let dry_run = context.dry_run;
         let (ctx, settings) = (self.ctx.clone(), self.ctx.settings.clone());
+        let running = self.ctx.with_jobs(|jobs| jobs.source.len());
+        if running >= limits::JOBS_RUNNING_MAX {
+            let text = format!("{running} jobs run in {} already, which is the most allowed", self.ctx.region);
+            return Err(ApiError::new(ErrorCode::Busy, text)
+                .details(serde_json::json!({ "retryAfterMs": 5_000 }))
+                .hint("wait for some of them to end: novafed migration list"));
+        }
         self.ctx.kill.pass(Step::Queue, Side::Source, Moment::BeforeWrite);
         let begun = self
             .ctx

@@ -175,8 +175,8 @@ impl RegionApi {
         desired: DesiredPower,
     ) -> Result<VmView, ApiError> {
         let before = self.vm_now(id).await?;
-        check_version(&context, id, before.record.resource_version)?;
         if context.dry_run {
+            check_version(&context, id, before.record.resource_version)?;
             return Ok(before);
         }
         let restart = desired == DesiredPower::Running && before.power == ObservedPower::Lost;
@@ -226,12 +226,10 @@ impl RegionApi {
 
     pub(super) async fn delete_vm_now(&self, context: RequestContext, id: VmId) -> Result<Deleted, ApiError> {
         let before = tables::vm(&self.ctx.store, id)?;
-        if let Some(record) = &before {
-            check_version(&context, id, record.resource_version)?;
-        }
         if context.dry_run {
             return match before {
-                Some(_) => Ok(Deleted { id: id.to_string(), deleted: false }),
+                Some(record) => check_version(&context, id, record.resource_version)
+                    .map(|()| Deleted { id: id.to_string(), deleted: false }),
                 None => Err(not_found("vm", id)),
             };
         }
