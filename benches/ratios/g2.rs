@@ -4,11 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use novafed::chaos::relay::Relay;
 use novafed::clock::{Clock, machine_nanos};
+use novafed::drivers::SwitchKey;
+use novafed::drivers::embedded::transfer::{Receipt, serve_target};
 use novafed::protocol::quic::{QuicConfig, QuicNode};
 use novafed::protocol::trust::{Identity, RegionCa, TrustStore};
 use novafed::protocol::{BoxFuture, BulkOffer, Inbound, Kind, Link, MessageId, PeerId, Refusal, Request, TraceId};
@@ -113,16 +115,25 @@ fn many(runtime: &Runtime, ask: &Ask) -> u64 {
     IN_FLIGHT * BURST
 }
 
-/// Answers what it is asked; reads a bulk stream to its end and says how long it was.
-struct Echo;
+/// What the next transfer brings, and for which attempt.
+pub type Expected = Arc<Mutex<Option<(SwitchKey, Arc<Receipt>)>>>;
+
+/// Answers what it is asked; takes in the transfer that is expected, else reads a bulk stream to its end and says how
+/// long it was.
+struct Echo(Expected);
 
 impl Inbound for Echo {
     fn request(&self, _: PeerId, request: Request) -> BoxFuture<'static, Result<Bytes, Refusal>> {
         Box::pin(std::future::ready(Ok(request.body)))
     }
     fn bulk(&self, _: PeerId, _: Bytes, offer: BulkOffer) -> BoxFuture<'static, ()> {
+        let expected = self.0.lock().expect("no panic").take();
         Box::pin(async move {
-            if let Ok(mut stream) = offer.accept().await {
+            let Ok(mut stream) = offer.accept().await else { return };
+            if let Some((key, receipt)) = expected {
+                // Ends when the receipt is closed.
+                let _ = serve_target(receipt, key, stream).await;
+            } else {
                 let mut buffer = vec![0; 256 * 1024];
                 let mut total = 0u64;
                 while let Ok(n @ 1..) = stream.read(&mut buffer).await {
@@ -148,6 +159,8 @@ fn any() -> SocketAddr {
 pub struct Pair {
     ends: [QuicNode; 2],
     _relay: Option<Relay>,
+    /// What the second end is to take in next.
+    pub expected: Expected,
     /// From the first to the second.
     pub link: Arc<dyn Link>,
 }
@@ -156,6 +169,7 @@ impl Pair {
     /// Starts both and waits for the link, which passes through a relay that spoils nothing if asked.
     pub async fn connect(relayed: bool) -> Pair {
         let clock = Clock::start();
+        let expected = Expected::default();
         let federation: FederationName = "bench".parse().expect("a name");
         let regions: [RegionName; 2] = ["eu", "us"].map(|name| name.parse().expect("a name"));
         let cas = regions.each_ref().map(|region| RegionCa::create(&federation, region, clock.wall()).expect("a CA"));
@@ -166,7 +180,8 @@ impl Pair {
             let us = PeerId { region: regions[at].clone(), incarnation: Incarnation { counter: 1, nonce: 1 } };
             let config = QuicConfig { us, listen: any(), peers: BTreeMap::new(), version_floor: 0, seed: 1 };
             let identity = Arc::new(Identity::new(leaf));
-            QuicNode::start(config, identity, Arc::new(trust), Arc::new(clock), Arc::new(Echo)).expect("a socket")
+            let inbound = Arc::new(Echo(Arc::clone(&expected)));
+            QuicNode::start(config, identity, Arc::new(trust), Arc::new(clock), inbound).expect("a socket")
         };
         let ends = [start(0), start(1)];
         let mut address = ends[1].local_addr().expect("an address");
@@ -182,7 +197,7 @@ impl Pair {
         while !(link.state().connected && link.state().bulk_connected) {
             tokio::time::sleep(Millis(5).duration()).await;
         }
-        Pair { ends, link, _relay: relay }
+        Pair { ends, link, _relay: relay, expected }
     }
 
     /// Stops both.
@@ -229,16 +244,26 @@ impl Bare {
     }
 }
 
+/// What begins so is kept in memory, as what a transfer brings is.
+pub const KEEP: &[u8] = b"keep this";
+/// As much as is kept.
+pub const KEEP_BYTES: usize = 192 << 20;
+
 /// Echoes what is as short as a request, counts what is longer.
 async fn serve_bare(mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
-    let (mut short, mut total) = (Vec::new(), 0);
+    let (mut kept, mut total) = (Vec::new(), 0);
+    let mut keep = BODY.len();
     while let Ok(Some(chunk)) = recv.read_chunk(256 * 1024, true).await {
+        if total == 0 && chunk.bytes.starts_with(KEEP) {
+            keep = KEEP_BYTES;
+            kept.reserve_exact(KEEP_BYTES);
+        }
         total += chunk.bytes.len();
-        if total <= BODY.len() {
-            short.extend_from_slice(&chunk.bytes);
+        if total <= keep {
+            kept.extend_from_slice(&chunk.bytes);
         }
     }
-    let answer = if short.len() == total { short } else { total.to_be_bytes().to_vec() };
+    let answer = if total <= BODY.len() { kept } else { total.to_be_bytes().to_vec() };
     // The dialler sees what is missing.
     let _ = send.write_all(&answer).await;
     let _ = send.finish();

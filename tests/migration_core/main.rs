@@ -7,6 +7,7 @@ mod intern;
 mod model;
 mod moves;
 mod names;
+mod pairs;
 mod random;
 mod saga;
 mod search;

@@ -13,7 +13,7 @@ use novafed::decision::migration::{TargetAnswer, TargetRequest, Verdict};
 use novafed::decision::ownership::{Decision, DecisionAnswer, Proposed, VmDecisions};
 use novafed::drivers::SwitchKey;
 use novafed::drivers::embedded::rules::{Effect, Event as HostEvent, Power, Refusal, Rules, Stage};
-use novafed::types::{Attempt, DesiredPower, GuestPower, Place, VmRecord, WallMillis};
+use novafed::types::{Attempt, GuestPower, Place, VmRecord};
 
 use super::intern::{Interner, Memo, remember};
 use super::names;
@@ -71,13 +71,13 @@ pub struct Model {
 }
 
 impl Model {
-    /// A model in which `planted`, if any, is wrong; and the world as it begins.
-    pub fn new(planted: Option<Planted>) -> (Model, World) {
+    /// A model in which `planted`, if any, is wrong and a job may take `attempts`; and the world as it begins.
+    pub fn new(planted: Option<Planted>, attempts: u32) -> (Model, World) {
         let mut model = Model {
             planted,
             from: world::from(),
             to: world::to(),
-            records: [record(world::FENCE), record(world::next_fence())],
+            records: [world::record(world::FENCE), world::record(world::next_fence())],
             sources: Interner::default(),
             targets: Interner::default(),
             logs: Interner::default(),
@@ -97,7 +97,7 @@ impl Model {
         };
         let running = Rules { fence: world::FENCE, power: Power::Running, ..Rules::default() };
         let first = World {
-            source: model.sources.id(&world::queued()),
+            source: model.sources.id(&world::queued(attempts)),
             target: model.targets.id(&None),
             log: model.logs.id(&VmDecisions::default()),
             source_host: model.hosts.id(&running),
@@ -404,24 +404,17 @@ impl Model {
                 if !view.alive {
                     return (*w, vec![lost_source()]);
                 }
-                let (next, answers) = self.ask_target(w, attempt, &TargetRequest::Prepare);
-                let gone =
-                    |e: &SourceEvent| matches!(e, SourceEvent::TargetLost { .. } | SourceEvent::TargetRefused { .. });
-                let mut outcomes: Vec<SourceEvent> = answers.into_iter().filter(gone).collect();
-                if self.receives(w, attempt) && self.host(w, Side::Source).power == Power::Running {
-                    outcomes.push(SourceEvent::Round(round(true)));
+                if self.receives(w, attempt) {
+                    let runs = self.host(w, Side::Source).power == Power::Running;
+                    return (*w, runs.then(|| SourceEvent::Round(round(true))).into_iter().collect());
                 }
-                (next, outcomes)
+                // The channel is cut: the target is asked once more whether it is prepared.
+                let (next, answers) = self.ask_target(w, attempt, &TargetRequest::Prepare);
+                (next, answers.into_iter().filter(is_gone).collect())
             }
             C::FinishCopy => {
-                let view = Self::view(self.host(w, Side::Source), key);
                 let (next, mut outcomes) = self.ask_target(w, attempt, &TargetRequest::Seal);
-                if view.spent {
-                    outcomes.push(SourceEvent::SourceRefused { why: String::new() });
-                }
-                if !view.alive {
-                    outcomes.push(lost_source());
-                }
+                outcomes.extend(self.watched(w, attempt));
                 (next, outcomes)
             }
             C::Pause => host(self, HostEvent::PauseForSwitch { key, fence, deadline }, SourceEvent::Paused),
@@ -442,6 +435,21 @@ impl Model {
         }
     }
 
+    /// What is seen of the paused guest while its last round is on its way.
+    pub fn watched(&self, w: &World, attempt: Attempt) -> Option<SourceEvent> {
+        let view = Self::view(self.host(w, Side::Source), world::key(attempt));
+        match view {
+            HostView { spent: true, .. } => Some(SourceEvent::SourceRefused { why: String::new() }),
+            HostView { alive: false, .. } => Some(lost_source()),
+            _ => None,
+        }
+    }
+
+    /// The first request makes the target's job.
+    pub fn admit(&mut self, w: &World, attempt: Attempt) -> World {
+        World { target: self.targets.id(&Some(world::reserved(attempt))), ..*w }
+    }
+
     /// Proposes at the log; what stands then.
     pub fn propose(&mut self, w: &World, attempt: Attempt, decision: Decision) -> (World, Decision) {
         match self.log(w).propose(attempt, decision, &self.to, world::next_fence()) {
@@ -452,7 +460,7 @@ impl Model {
     }
 
     /// Whether the target's host receives `attempt`.
-    fn receives(&self, w: &World, attempt: Attempt) -> bool {
+    pub fn receives(&self, w: &World, attempt: Attempt) -> bool {
         let power = self.host(w, Side::Target).power;
         matches!(power, Power::Receiving { key, stage: Stage::Open, .. } if key.attempt == attempt)
     }
@@ -475,7 +483,7 @@ impl Model {
             if *request != TargetRequest::Reserve {
                 return (at, vec![lost_target()]);
             }
-            at.target = self.targets.id(&Some(world::reserved(attempt)));
+            at = self.admit(w, attempt);
         }
         let asked = self.target_events.id(&TargetEvent::Asked(request.clone()));
         // A job that is over answers from its last state.
@@ -674,25 +682,15 @@ pub fn round(fits: bool) -> source::Round {
     }
 }
 
+/// Whether an answer says that the target has nothing to copy to.
+pub fn is_gone(event: &SourceEvent) -> bool {
+    matches!(event, SourceEvent::TargetLost { .. } | SourceEvent::TargetRefused { .. })
+}
+
 fn lost_source() -> SourceEvent {
     SourceEvent::SourceLost { why: String::new() }
 }
 
 fn lost_target() -> SourceEvent {
     SourceEvent::TargetLost { why: String::new() }
-}
-
-fn record(fence: novafed::types::Fence) -> VmRecord {
-    VmRecord {
-        id: world::vm(),
-        spec: world::spec(),
-        cluster: if fence == world::FENCE { world::from().cluster } else { world::to().cluster },
-        desired: DesiredPower::Running,
-        fence,
-        attempt: Attempt(0),
-        job: None,
-        reasoning: String::new(),
-        resource_version: 1,
-        created_at: WallMillis(0),
-    }
 }

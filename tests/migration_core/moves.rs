@@ -52,6 +52,8 @@ pub enum Move {
     HostDies(Side),
     /// A node dies and begins anew: what was on its way to it is lost; a fold of its journal is its state.
     NodeDies(Side),
+    /// A person at the target starts a VM whose memory was lost from its disk.
+    ColdStart,
     /// Somebody else of the owning region records an abort of this attempt.
     Rival,
     /// The planted fault shows.
@@ -99,6 +101,10 @@ impl Model {
             _ => &[],
         };
         list.extend(said.iter().map(|event| (Move::SourceTakes(self.source_events.id(event)), Kind::Person)));
+        let lost = self.target(w).is_some_and(|t| matches!(t.phase, TargetPhase::Lost { .. }));
+        if w.moved && lost && w.persons < limits.persons {
+            list.push((Move::ColdStart, Kind::Person));
+        }
         if self.planted().is_some() {
             list.push((Move::Broken, Kind::Fault));
         }
@@ -239,6 +245,11 @@ impl Model {
             Move::NodeDies(Side::Source) if w.source_inbox != 0 => World { source_inbox: 0, ..*w },
             Move::NodeDies(Side::Target) if w.target_inbox != 0 => World { target_inbox: 0, ..*w },
             Move::NodeDies(_) => return None,
+            Move::ColdStart => {
+                let attempt = self.target(w)?.attempt;
+                let start = self.target_events.id(&TargetEvent::Asked(TargetRequest::Start { cold: true }));
+                return advanced(self.feed_target(w, attempt, start));
+            }
             Move::Rival => self.propose(w, self.source(w).attempt, Decision::Abort).0,
             Move::Broken => self.broken(w)?,
         })
@@ -279,7 +290,7 @@ impl Model {
     // -- judging -----------------------------------------------------------------
 
     /// Why this world may not be.
-    fn bad(&self, w: &World) -> Option<&'static str> {
+    pub fn bad(&self, w: &World) -> Option<&'static str> {
         let runs = |side| self.host(w, side).power == Power::Running;
         match (runs(Side::Source), runs(Side::Target), w.moved) {
             (true, true, _) => Some("two running guests"),

@@ -14,10 +14,14 @@ use super::world::{Planted, Side, World};
 
 const LIVES: u64 = 100_000;
 
+/// Attempts that a job may take.
+const ATTEMPTS: u32 = 2;
+
 /// Moves, most of which the product makes by itself, after which it must be over. Most lives need forty.
 const SETTLE_MOVES_MAX: usize = 5_000;
 
 type Pairs = BTreeMap<(Side, &'static str, &'static str), u64>;
+type Outcomes = BTreeMap<Outcome, u64>;
 
 struct Walk<'a> {
     model: &'a mut Model,
@@ -137,7 +141,7 @@ impl Walk<'_> {
 }
 
 /// Lives of the seeds `seeds`; what came out of each, or the first that went wrong, in words.
-fn lives(model: &mut Model, first: World, seeds: impl Iterator<Item = u64>) -> Result<BTreeMap<Outcome, u64>, String> {
+fn lives(model: &mut Model, first: World, seeds: impl Iterator<Item = u64>) -> Result<Outcomes, String> {
     let (source_noise, target_noise) = (names::source_samples(), names::target_samples());
     let mut outcomes = BTreeMap::new();
     for seed in seeds {
@@ -169,13 +173,12 @@ fn lives(model: &mut Model, first: World, seeds: impl Iterator<Item = u64>) -> R
 }
 
 /// All lives, shared among the cores of the machine.
-fn run(base: u64) -> (Pairs, BTreeMap<Outcome, u64>) {
+fn run(base: u64) -> (Pairs, Outcomes) {
     let workers = std::thread::available_parallelism().map_or(2, usize::from) as u64;
-    type Part = (Pairs, Result<BTreeMap<Outcome, u64>, String>);
-    let parts: Vec<Part> = std::thread::scope(|scope| {
+    let parts: Vec<(Pairs, Result<Outcomes, String>)> = std::thread::scope(|scope| {
         let spawn = |worker| {
             scope.spawn(move || {
-                let (mut model, first) = Model::new(None);
+                let (mut model, first) = Model::new(None, ATTEMPTS);
                 let seeds = (worker..LIVES).step_by(workers as usize).map(|n| base + n);
                 let outcomes = lives(&mut model, first, seeds);
                 (model.pairs(), outcomes)
@@ -232,7 +235,7 @@ fn a_hundred_thousand_lives_keep_the_law_and_each_comes_to_an_end() {
 
 #[test]
 fn a_start_before_the_decision_is_found_by_the_same_walk() {
-    let (mut model, first) = Model::new(Some(Planted::StartOnMessage));
+    let (mut model, first) = Model::new(Some(Planted::StartOnMessage), ATTEMPTS);
     let story = lives(&mut model, first, 0..LIVES / 10).expect_err("the planted fault was not found");
     println!("{}", story.lines().next().unwrap_or_default());
     assert!(story.contains("the target runs and is not the owner"), "{story}");

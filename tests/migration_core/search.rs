@@ -7,6 +7,9 @@ use super::model::Model;
 use super::moves::{Kind, Limits, Move};
 use super::world::{PLANTED, Planted, World};
 
+/// Attempts that the job may take: one to fail, one to try again.
+const ATTEMPTS: u32 = 2;
+
 /// A world that was reached: from which, by what.
 struct Reached {
     world: World,
@@ -36,7 +39,7 @@ fn path(worlds: &[Reached], mut at: u32) -> Vec<Move> {
 
 /// Breadth first, so that what is found is found by a shortest way.
 fn search(planted: Option<Planted>, limits: Limits) -> Found {
-    let (mut model, first) = Model::new(planted);
+    let (mut model, first) = Model::new(planted, ATTEMPTS);
     let mut known: QuickMap<World, u32> = QuickMap::default();
     let mut worlds = vec![Reached { world: first, from: 0, by: Move::Watchdog }];
     let mut live = Vec::new();

@@ -8,10 +8,7 @@ use novafed::decision::migration::target::Command as TargetCommand;
 use novafed::decision::migration::{Offer, target::Target};
 use novafed::drivers::SwitchKey;
 use novafed::drivers::embedded::rules::Event as HostEvent;
-use novafed::types::{Attempt, Fence, JobId, Place, RegionNumber, VmId, VmSpec};
-
-/// Attempts that the job may take: one to fail, one to try again.
-pub const ATTEMPTS: u32 = 2;
+use novafed::types::{Attempt, DesiredPower, Fence, JobId, Place, RegionNumber, VmId, VmRecord, VmSpec, WallMillis};
 
 /// See [`World::source_inbox`].
 pub const ASKED: u64 = 1 << 63;
@@ -158,8 +155,8 @@ pub fn reserved(attempt: Attempt) -> Target {
     Target::reserved(job(), vm(), from(), to(), Offer { spec: spec(), next_fence: next_fence() }, attempt)
 }
 
-/// The job as it begins.
-pub fn queued() -> Source {
+/// The job as it begins, if it may take so many attempts.
+pub fn queued(attempts: u32) -> Source {
     Source {
         job: job(),
         vm: vm(),
@@ -169,7 +166,7 @@ pub fn queued() -> Source {
         next_fence: next_fence(),
         first_attempt: Attempt(1),
         attempt: Attempt(1),
-        rules: SwitchRules { attempts_max: ATTEMPTS, ..SwitchRules::default() },
+        rules: SwitchRules { attempts_max: attempts, ..SwitchRules::default() },
         goal: Goal::Forward,
         phase: SourcePhase::Queued,
         settling: false,
@@ -177,5 +174,21 @@ pub fn queued() -> Source {
         estimated_downtime_us: 0,
         rounds: 0,
         note: None,
+    }
+}
+
+/// The owner's record of the VM under `fence`.
+pub fn record(fence: Fence) -> VmRecord {
+    VmRecord {
+        id: vm(),
+        spec: spec(),
+        cluster: if fence == FENCE { from().cluster } else { to().cluster },
+        desired: DesiredPower::Running,
+        fence,
+        attempt: Attempt(0),
+        job: None,
+        reasoning: String::new(),
+        resource_version: 1,
+        created_at: WallMillis(0),
     }
 }

@@ -297,8 +297,10 @@ fn asked(t: &Target, request: &TargetRequest) -> Verdict<Target> {
     match request {
         TargetRequest::Reserve => Verdict::Ignore("the room is promised already"),
         TargetRequest::Prepare => match t.phase {
-            Phase::Reserved => t.advance(Phase::Preparing),
-            _ => Verdict::Ignore("it was prepared already, or is past it"),
+            // The source asks again when its channel is cut: a host that died since has lost what it had received, and
+            // preparing once more is how that is noticed and mended.
+            Phase::Reserved | Phase::Receiving => t.advance(Phase::Preparing),
+            _ => Verdict::Ignore("it is being prepared, or is past it"),
         },
         TargetRequest::Seal => match t.phase {
             Phase::Receiving => t.advance(Phase::Sealing),

@@ -125,7 +125,7 @@ fn host_spoke(s: &Source, at: &Phase, view: HostView) -> Verdict<Source> {
 
 fn forward(s: &Source, event: &Event) -> Verdict<Source> {
     use Event as E;
-    use Verdict::{Ignore, Refuse};
+    use Verdict::Ignore;
     match event {
         E::Cancel => return cancel(s),
         E::Retry | E::Probe | E::Undo | E::Abandon => return person(s, event),
@@ -257,7 +257,7 @@ fn forward(s: &Source, event: &Event) -> Verdict<Source> {
             _ => Ignore(NOT_NOW),
         },
         Phase::Parked { .. } => Ignore("it waits for a person"),
-        Phase::Ended(_) => Refuse(OVER),
+        Phase::Ended(_) => Ignore(OVER),
     }
 }
 
