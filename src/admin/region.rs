@@ -265,7 +265,7 @@ pub trait Region: Send + Sync + 'static {
     fn next_request(&self) -> RequestId;
     /// Which region answers for `target`. Unknown things are `Here`, where they are then not found.
     fn locate(&self, target: Target) -> Answer<'_, Whereabouts>;
-    /// Has `to` execute a request ([`super::dispatch`]). Fails `UNAVAILABLE` if it certainly was not delivered,
+    /// Has `to` execute a request ([`super::Api::dispatch`]). Fails `UNAVAILABLE` if it certainly was not delivered,
     /// `OUTCOME_UNKNOWN` if it may have been.
     fn forward(&self, to: RegionName, request: Forwarded) -> Answer<'_, ForwardedReply>;
 
