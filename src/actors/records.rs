@@ -117,3 +117,87 @@ pub struct RequestRecord {
     /// Counts requests, so that the oldest can be forgotten.
     pub number: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actors::tables::{JobEntry, JournalEntry, ReservationRecord, VmName};
+    use crate::decision::migration::source::{Event, Goal, Input, Phase, SwitchRules};
+    use crate::decision::migration::{Offer, steps::Step};
+    use crate::decision::ownership::{Decision, Moved, VmDecisions};
+    use crate::store::fixture::holds;
+    use crate::types::{Attempt, DesiredPower, RegionNumber, Resources, VmRecord};
+
+    fn spec() -> VmSpec {
+        serde_json::from_str(r#"{"name":"web","cpu":2,"memoryBytes":4096,"diskBytes":65536,"labels":{"tier":"front"}}"#)
+            .unwrap()
+    }
+
+    fn source() -> Source {
+        Source {
+            job: JobId { region: RegionNumber(1), incarnation: 2, number: 3 },
+            vm: VmId { region: RegionNumber(1), incarnation: 1, number: 7 },
+            from: "eu/eu-a".parse().unwrap(),
+            to: "us/us-a".parse().unwrap(),
+            fence: Fence::FIRST,
+            next_fence: Fence { epoch: 2, generation: 1 },
+            first_attempt: Attempt(1),
+            attempt: Attempt(2),
+            rules: SwitchRules::default(),
+            goal: Goal::Forward,
+            phase: Phase::Deciding { proposal: Decision::Transfer, held: true },
+            settling: false,
+            target_involved: true,
+            estimated_downtime_us: 55_000,
+            rounds: 3,
+            note: Some("why".into()),
+        }
+    }
+
+    #[test]
+    fn the_formats_are_frozen() {
+        let (s, spec) = (source(), spec());
+        let offer = Offer { spec: spec.clone(), next_fence: s.next_fence };
+        let first = Target::reserved(s.job, s.vm, s.from.clone(), s.to.clone(), offer, s.attempt);
+        let transfer = TransferRecord { acknowledged: 1, sent: 2, total: 3, resumes: 1, ..TransferRecord::default() };
+        holds(&SourceJobRecord {
+            first: s.clone(),
+            spec: spec.clone(),
+            plan: None,
+            bytes_per_second_max: Some(1_000_000),
+            planned_downtime_us: 50_000,
+            started_at: WallMillis(1_700_000_000_000),
+        });
+        holds(&SourceCheckpoint { state: s.clone(), entries: 9, transfer });
+        holds(&TargetJobRecord { first: first.clone(), started_at: WallMillis(1_700_000_000_001) });
+        holds(&TargetJobEnded { last: first, ended_at: WallMillis(1_700_000_000_002) });
+        let input = Input { attempt: s.attempt, step: Some(Step::Decide), event: Event::Decided(Decision::Abort) };
+        holds(&JobEntry::Source(JournalEntry { input, at: WallMillis(1_700_000_000_003) }));
+        holds(&Cleanup {
+            kind: CleanupKind::Purge,
+            job: Some(s.job),
+            vm: s.vm,
+            cluster: s.from.cluster.clone(),
+            fence: s.next_fence,
+            due: WallMillis(1_700_000_000_004),
+        });
+        holds(&RequestRecord { fingerprint: 5, subject: "vm-1-1-7".into(), number: 6 });
+        holds(&VmName { vm: s.vm });
+        let resources = Resources { cpu: 2, memory_bytes: 4096, disk_bytes: 65536 };
+        holds(&ReservationRecord { job: s.job, vm: s.vm, resources });
+        let moved = Moved { to: s.to.clone(), fence: s.next_fence, attempt: s.attempt };
+        holds(&VmDecisions { decided: Some((s.attempt, Decision::Transfer)), moved: Some(moved) });
+        holds(&VmRecord {
+            id: s.vm,
+            spec,
+            cluster: s.from.cluster,
+            desired: DesiredPower::Running,
+            fence: Fence::FIRST,
+            attempt: s.attempt,
+            job: Some(s.job),
+            reasoning: "the only one".into(),
+            resource_version: 4,
+            created_at: WallMillis(1_700_000_000_005),
+        });
+    }
+}

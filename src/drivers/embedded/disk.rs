@@ -28,6 +28,12 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// A guest booted from it, and the host has no record of the VM.
+    #[error("disk {} holds a guest that the host has no record of; move the file away if it is not needed", path.display())]
+    Occupied {
+        /// The file.
+        path: PathBuf,
+    },
     /// The first block makes no sense: the file is not a guest's disk, or was damaged.
     #[error("disk {}: {source}; restore it from a copy or delete the VM", path.display())]
     Damaged {
@@ -67,6 +73,15 @@ impl Disk {
             .map_err(failed("creating", path))?;
         file.set_len(blocks.saturating_mul(BLOCK)).map_err(failed("sizing", path))?;
         Ok(Disk::over(path, file, blocks))
+    }
+
+    /// Makes the disk of a new VM. A file from which a guest booted is left alone: that the record of it is gone is no
+    /// proof that nobody needs it (law 7.3). One that was only begun is made anew.
+    pub fn create_new(path: &Path, blocks: u64) -> Result<Disk, DiskError> {
+        if path.exists() && Disk::open(path, blocks)?.superblock()?.is_some() {
+            return Err(DiskError::Occupied { path: path.to_owned() });
+        }
+        Disk::create(path, blocks)
     }
 
     /// Opens a disk that was made before. All versions are 0 until [`Disk::assume_written`].

@@ -192,7 +192,7 @@ impl Slot {
             Effect::Persist => {}
             Effect::MakeDisk => {
                 let (path, plan) = (self.disk_path(host), self.plan(details)?);
-                drop(blocking(move || Disk::create(&path, plan.blocks)).await?);
+                drop(blocking(move || Disk::create_new(&path, plan.blocks)).await?);
             }
             Effect::DeleteDisk => self.delete_file(self.disk_path(host)).await?,
             Effect::PurgeDisk { fence } => self.delete_file(self.retired_path(host, fence)).await?,
