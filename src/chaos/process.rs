@@ -194,7 +194,7 @@ impl Found {
     }
 }
 
-/// Every `novafed` process that names `dir` or something below it as an argument.
+/// Every node, host or `init` that has `dir` or something below it as an argument.
 pub fn processes_of(dir: &Path) -> Vec<Found> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|e| e.file_name().to_string_lossy().parse::<u32>().ok());
@@ -204,14 +204,13 @@ pub fn processes_of(dir: &Path) -> Vec<Found> {
 fn found(pid: u32, dir: &Path) -> Option<Found> {
     // First the handle, then the look: what was looked at is what the handle holds, or it is gone.
     let handle = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
-    if fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim() != "novafed" {
-        return None;
-    }
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let arguments: Vec<String> =
         line.split(|b| *b == 0).map(|a| String::from_utf8_lossy(a).into_owned()).filter(|a| !a.is_empty()).collect();
+    // Not by the program's name, which may be another's copy; and not whoever reads a log there.
+    let ours = arguments.get(1).is_some_and(|a| ["node", "host", "init"].contains(&a.as_str()));
     let of_run = arguments.iter().any(|a| Path::new(a).starts_with(dir));
-    of_run.then(|| Found { pid, command: arguments.join(" "), handle })
+    (ours && of_run).then(|| Found { pid, command: arguments.join(" "), handle })
 }
 
 /// Kills every process of `dir` until there is none.
