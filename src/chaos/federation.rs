@@ -72,33 +72,35 @@ pub enum HarnessError {
         source: std::io::Error,
     },
     /// A region refused or did not answer.
-    #[error("asking {region} for {path}: {source}{}", hint(.source))]
+    #[error("asking {region} for {path}: {cause}{}", hint(.cause))]
     Api {
         /// What was asked for.
         path: String,
         /// The region asked.
         region: RegionName,
         /// Its answer.
-        source: Box<ClientError>,
+        cause: Box<ClientError>,
     },
     /// A host refused or did not answer.
-    #[error("asking the host of {place} to {call}: {source}")]
+    #[error("asking the host of {place} to {call}")]
     Host {
         /// Where.
         place: Place,
         /// What.
         call: String,
         /// Its answer.
+        #[source]
         source: Box<HostError>,
     },
     /// A file.
-    #[error("{doing} {}: {source}", path.display())]
+    #[error("{doing} {}", path.display())]
     File {
         /// What was attempted.
         doing: &'static str,
         /// On what.
         path: PathBuf,
         /// Why not.
+        #[source]
         source: std::io::Error,
     },
     /// The plan can't be carried out.
@@ -303,7 +305,7 @@ impl Federation {
 
     async fn ask<T: DeserializeOwned>(&self, name: &RegionName, path: &str, ask: Ask) -> Result<T, HarnessError> {
         let answer = self.api(name)?.typed(ask).await;
-        answer.map_err(|e| HarnessError::Api { path: path.to_owned(), region: name.clone(), source: Box::new(e) })
+        answer.map_err(|e| HarnessError::Api { path: path.to_owned(), region: name.clone(), cause: Box::new(e) })
     }
 
     /// The process number of a region's node, while it lives.

@@ -68,7 +68,17 @@ pub fn run(options: DemoOptions) -> ExitCode {
 /// Runs the demo to its end, or to Ctrl-C, and removes all that it made. Success if everything held.
 async fn demo(options: DemoOptions) -> ExitCode {
     let mut stage = Stage::open();
-    let mut run = match Run::create().await {
+    // Before anything is made or swept: a signal's default would end the process in the middle of it.
+    let mut interrupted = std::pin::pin!(interrupted());
+    let made = tokio::select! {
+        biased;
+        name = &mut interrupted => {
+            stage.head(name);
+            return ExitCode::FAILURE;
+        }
+        made = Run::create() => made,
+    };
+    let mut run = match made {
         Ok(run) => run,
         Err(error) => {
             stage.head(&describe(&error));
@@ -81,7 +91,7 @@ async fn demo(options: DemoOptions) -> ExitCode {
     let dir = run.dir().to_owned();
     let told = tokio::select! {
         biased;
-        name = interrupted() => Err(format!("{name}: stopping, and removing what was made")),
+        name = interrupted => Err(format!("{name}: stopping, and removing what was made")),
         told = story(options.clone(), &dir, &mut stage) => told.map_err(|e| describe(&e)),
     };
     stage.end();
