@@ -17,14 +17,14 @@ use crate::decision::migration::steps::{Moment, Side, Step};
 use crate::decision::migration::target::{self, Event, Input, Target};
 use crate::decision::migration::{Offer, TargetAnswer, TargetRequest};
 use crate::decision::ownership::VmDecisions;
-use crate::drivers::{End, HostCall, HostReply, Hypervisor, SwitchKey};
+use crate::drivers::End;
 use crate::protocol::bodies::{
     AnnounceMessage, ApiMessage, ApiReply, BulkHello, DirectoryMessage, MigrationMessage, MigrationReply,
 };
 use crate::protocol::link::{BoxFuture, BulkOffer, Inbound, PeerId, Refusal, RefusalCode, Request};
 use crate::protocol::messages::Kind;
 use crate::store::{MessageId, Seen, StoreError, TransactError, Work};
-use crate::types::{Attempt, IncarnationVerdict, JobId, Millis, OperationId, Place, RegionName, VmId, limits};
+use crate::types::{Attempt, IncarnationVerdict, JobId, Millis, Place, RegionName, VmId, limits};
 
 /// Answers API requests that were forwarded here; supplied by the assembler once the API stands.
 pub type ApiServer = Arc<dyn Fn(RegionName, ApiMessage) -> BoxFuture<'static, ApiReply> + Send + Sync>;
@@ -143,29 +143,10 @@ async fn receive(
     let driver = ctx.driver(&target.to.cluster).ok_or_else(|| {
         Refusal::new(RefusalCode::NOT_FOUND, format!("cluster {} is not configured here", target.to.cluster))
     })?;
-    match driver.open_channel(key, hello.channel, End::Target).await {
-        Ok(near) => Ok(near),
-        Err(error) => {
-            notice_loss(ctx, &driver, key).await;
-            Err(Refusal::new(RefusalCode::DECLINED, error.to_string()))
-        }
-    }
-}
-
-/// A channel could not be opened at the target's host: if that host lost what it had received, its job is told.
-pub async fn notice_loss(ctx: &Arc<Context>, driver: &Arc<dyn Hypervisor>, key: SwitchKey) {
-    let operation = OperationId::of_job(key.job, key.attempt, "look");
-    let Ok(HostReply::Vm(seen)) = driver.call(operation, HostCall::Get { vm: key.vm }, limits::REQUEST_MS).await else {
-        return;
-    };
-    if seen.and_then(|seen| seen.receiving).is_some_and(|(receiving, _)| receiving == key) {
-        return;
-    }
-    let Some(slot) = ctx.with_jobs(|running| running.target.get(&key.job).cloned()) else { return };
-    let why = "the target's host restarted, and what it had received is gone".to_owned();
-    // Heard only while blocks are awaited: before, the host is asked anyway, and after, sealing asked it.
-    let input = Input { attempt: key.attempt, step: Some(Step::Copy), event: Event::HostLost { why } };
-    slot.told(Class::Migration, TargetMessage::Input(input));
+    driver
+        .open_channel(key, hello.channel, End::Target)
+        .await
+        .map_err(|error| Refusal::new(RefusalCode::DECLINED, error.to_string()))
 }
 
 fn forbidden(from: &RegionName, job: JobId) -> Refusal {
@@ -230,17 +211,6 @@ impl AskedTarget {
             return Ok(MigrationReply::Target(refused));
         }
         let slot = ctx.with_jobs(|running| running.target.get(&self.job).cloned());
-        if let Some(target) = &slot {
-            // Whoever asks must be the region that the job came from, not only say so.
-            let asked = target.call(Class::Migration, limits::REQUEST_MS, TargetMessage::Look).await;
-            match asked {
-                Ok(target) if target.from.region != self.from.region => {
-                    return Err(forbidden(&self.from.region, self.job));
-                }
-                Ok(_) => {}
-                Err(_) => return Ok(MigrationReply::Pending),
-            }
-        }
         let Some(slot) = slot else {
             // Over, or never here: the last state answers.
             let ended = tables::target_ended(&ctx.store, self.job).map_err(store_refusal)?;
@@ -262,9 +232,11 @@ impl AskedTarget {
         };
         // Below the link's deadline, so that "under way" is an answer and not a silence.
         let deadline = Millis(limits::REQUEST_MS.0 * 4 / 5);
-        let attempt = self.attempt;
-        match slot.call(Class::Migration, deadline, |reply| TargetMessage::Ask(attempt, request, reply)).await {
-            Ok(answer) => Ok(MigrationReply::Target(answer)),
+        let (region, attempt) = (self.from.region.clone(), self.attempt);
+        let ask = |reply| TargetMessage::Ask(region, attempt, request, reply);
+        match slot.call(Class::Migration, deadline, ask).await {
+            Ok(Some(answer)) => Ok(MigrationReply::Target(answer)),
+            Ok(None) => Err(forbidden(&self.from.region, self.job)),
             Err(CallError::Busy { retry_after_ms }) => Err(Refusal::busy(Millis(retry_after_ms))),
             Err(CallError::Deadline | CallError::Gone) => Ok(MigrationReply::Pending),
         }

@@ -2,6 +2,8 @@
 //! Always: a job is in the store before it runs; after a restart every open job runs again; a job whose actor crashed
 //! too often is parked by its own core, where a person sees it.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 use super::context::Context;
@@ -39,63 +41,54 @@ fn target_id(job: JobId) -> String {
     format!("job-target-{job}")
 }
 
+/// Takes a job's place among the running ones of its side; `None` if it runs already.
+fn take_place<M: Send + 'static>(
+    ctx: &Context,
+    running: &mut BTreeMap<JobId, Handle<M>>,
+    job: JobId,
+) -> Option<Handle<M>> {
+    match running.entry(job) {
+        Entry::Occupied(_) => None,
+        Entry::Vacant(place) => Some(place.insert(Handle::new(ctx.clock, Admission::default())).clone()),
+    }
+}
+
 /// Runs a job on its source's side, if it does not run.
 pub async fn run_source(ctx: &Arc<Context>, job: JobId) {
-    let handle: Handle<SourceMessage> = Handle::new(ctx.clock, Admission::default());
-    let fresh = ctx.with_jobs(|running| match running.source.entry(job) {
-        std::collections::btree_map::Entry::Vacant(place) => {
-            place.insert(handle.clone());
-            true
-        }
-        std::collections::btree_map::Entry::Occupied(_) => false,
-    });
-    if !fresh {
-        return;
-    }
+    let Some(handle) = ctx.with_jobs(|running| take_place(ctx, &mut running.source, job)) else { return };
     let inner = ctx.clone();
     let spec = ChildSpec::actor(source_id(job), &handle, move |start: Start| {
         let ctx = inner.clone();
         async move { Ok(SourceActor { ctx, job, crashes: start.crashes, shell: None }) }
     });
-    add(ctx, spec.job(), job).await;
+    if !add(ctx, spec.job(), job).await {
+        ctx.with_jobs(|running| running.source.remove(&job));
+    }
 }
 
 /// Runs a job on its target's side, if it does not run.
 pub async fn run_target(ctx: &Arc<Context>, job: JobId) {
-    let handle: Handle<TargetMessage> = Handle::new(ctx.clock, Admission::default());
-    let fresh = ctx.with_jobs(|running| match running.target.entry(job) {
-        std::collections::btree_map::Entry::Vacant(place) => {
-            place.insert(handle.clone());
-            true
-        }
-        std::collections::btree_map::Entry::Occupied(_) => false,
-    });
-    if !fresh {
-        return;
-    }
+    let Some(handle) = ctx.with_jobs(|running| take_place(ctx, &mut running.target, job)) else { return };
     let inner = ctx.clone();
     let spec = ChildSpec::actor(target_id(job), &handle, move |_: Start| {
         let ctx = inner.clone();
         async move { Ok(TargetActor { ctx, job, shell: None }) }
     });
-    add(ctx, spec.job(), job).await;
+    if !add(ctx, spec.job(), job).await {
+        ctx.with_jobs(|running| running.target.remove(&job));
+    }
 }
 
-async fn add(ctx: &Arc<Context>, spec: ChildSpec, job: JobId) {
-    let Some(supervisor) = ctx.migrations() else {
-        ctx.with_jobs(|running| {
-            running.source.remove(&job);
-            running.target.remove(&job);
-        });
-        return;
-    };
-    if let Err(error) = supervisor.add_child(spec).await {
-        // It stays in the store; the next start of the process runs it again.
-        tracing::error!(%job, %error, "the job can't be run now");
-        ctx.with_jobs(|running| {
-            running.source.remove(&job);
-            running.target.remove(&job);
-        });
+/// Whether the job has an actor now. If not it stays in the store: whoever asks for it, or the next start of the
+/// process, runs it again.
+async fn add(ctx: &Arc<Context>, spec: ChildSpec, job: JobId) -> bool {
+    let Some(supervisor) = ctx.migrations() else { return false };
+    match supervisor.add_child(spec).await {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::error!(%job, %error, "the job can't be run now");
+            false
+        }
     }
 }
 

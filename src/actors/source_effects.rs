@@ -20,6 +20,8 @@ use crate::types::{Attempt, GuestPower, Millis, OperationId, limits};
 
 /// How often a transfer is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// So many looks in a row at a cut channel, about a second, before the target is asked about it.
+const LOOKS_BEFORE_ASKING: u32 = 20;
 /// First and last pause before asking again.
 const AGAIN_FIRST: Duration = Duration::from_millis(5);
 const AGAIN_LAST: Duration = Duration::from_millis(1_000);
@@ -155,6 +157,8 @@ async fn refused(effect: &Effect, why: String) -> Event {
         Ok(Some(seen)) if seen.power == GuestPower::Lost && seen.hold != Some(effect.key) => {
             Event::SourceLost { why: "its host restarted and the guest's memory is gone".into() }
         }
+        // A hold that was on its way came first: only the decision frees the guest now.
+        Ok(Some(seen)) if seen.hold == Some(effect.key) && effect.step == Step::Resume => Event::Held,
         Ok(_) | Err(_) => Event::SourceRefused { why },
     }
 }
@@ -184,7 +188,10 @@ fn view(seen: Option<&VmObservation>, key: SwitchKey) -> HostView {
         alive: matches!(seen.power, GuestPower::Running | GuestPower::Paused),
         paused,
         held,
-        spent: !held && !paused && seen.spent.is_some_and(|spent| spent.attempt >= key.attempt),
+        // A host that knows a later attempt refuses this one, whatever became of it.
+        spent: !held
+            && !paused
+            && (seen.attempt > key.attempt || seen.spent.is_some_and(|spent| spent.attempt >= key.attempt)),
         gone: seen.power == GuestPower::Retired,
     }
 }
@@ -265,6 +272,7 @@ async fn report(effect: &Effect) -> Option<crate::drivers::TransferProgress> {
 
 /// Rounds of pre-copy: the host sends by itself through the pump; here it is watched.
 async fn copy(effect: &Effect) {
+    let mut cut_looks = 0_u32;
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
         let Some(progress) = report(effect).await else {
@@ -276,13 +284,16 @@ async fn copy(effect: &Effect) {
                 Ok(_) | Err(_) => continue,
             }
         };
-        let target_gone = !progress.connected && progress.acknowledged_bytes > 0;
-        if target_gone && let Some(event) = target_still_there(effect).await {
-            return effect.tell(event);
-        }
         if !progress.connected {
+            cut_looks += 1;
+            if cut_looks.is_multiple_of(LOOKS_BEFORE_ASKING)
+                && let Some(event) = target_still_there(effect).await
+            {
+                return effect.tell(event);
+            }
             continue;
         }
+        cut_looks = 0;
         effect.tell(Event::Round(Round {
             rounds: progress.rounds,
             remaining_bytes: progress.remaining_bytes,
@@ -294,7 +305,8 @@ async fn copy(effect: &Effect) {
     }
 }
 
-/// While the channel is cut: has the target lost what it had? Asking it to prepare again is answered from its state.
+/// While the channel is cut: a target whose host died makes it ready again when it is asked to prepare, or says that
+/// it can't; the next connection then shows what is left there.
 async fn target_still_there(effect: &Effect) -> Option<Event> {
     match target_client::ask(&effect.ctx, &effect.asked, &TargetRequest::Prepare).await {
         Ok(Some(TargetAnswer::Lost { why })) => Some(Event::TargetLost { why }),

@@ -93,13 +93,7 @@ pub async fn open_channel(
 ) -> Result<Box<dyn Duplex>, String> {
     if asked.to.region == ctx.region {
         let driver = ctx.driver(&asked.to.cluster).ok_or("the target cluster is not configured here")?;
-        return match driver.open_channel(key, channel, End::Target).await {
-            Ok(near) => Ok(near),
-            Err(error) => {
-                super::inbound::notice_loss(ctx, &driver, key).await;
-                Err(error.to_string())
-            }
-        };
+        return driver.open_channel(key, channel, End::Target).await.map_err(|error| error.to_string());
     }
     let link = ctx.link(&asked.to.region).ok_or_else(|| format!("no peer {} is configured", asked.to.region))?;
     let hello = postcard::to_stdvec(&BulkHello { key, channel }).map_err(|error| error.to_string())?;

@@ -57,20 +57,31 @@ pub fn start(job: &TargetJob, command: Command) -> AbortHandle {
     tokio::spawn(task).abort_handle()
 }
 
-/// How much a job has received so far, by its host.
-pub struct Received(Effect);
+/// What a job receives, to be asked of its host while it waits for its source.
+pub struct Receipt(Effect);
 
-/// To be asked while a job waits for its source.
-pub fn received(job: &TargetJob) -> Received {
-    Received(Effect::of(job))
+/// What the host says of a receipt.
+pub enum Received {
+    /// It has stored so many bytes.
+    Bytes(u64),
+    /// It receives nothing of this job.
+    Nothing,
+    /// It does not say.
+    Unknown,
 }
 
-impl Received {
-    /// Bytes; `None` where nothing is being received.
-    pub async fn bytes(&self) -> Option<u64> {
+impl Receipt {
+    /// Of the job's present attempt.
+    pub fn of(job: &TargetJob) -> Receipt {
+        Receipt(Effect::of(job))
+    }
+
+    /// How much of it is there.
+    pub async fn bytes(&self) -> Received {
         match self.0.call(HostCall::Progress { key: self.0.key }, limits::REQUEST_MS).await {
-            Ok(HostReply::Progress(progress)) => Some(progress.acknowledged_bytes),
-            Ok(_) | Err(_) => None,
+            Ok(HostReply::Progress(progress)) => Received::Bytes(progress.acknowledged_bytes),
+            Err(HostError::Unknown { .. } | HostError::Failed { .. }) => Received::Unknown,
+            Ok(_) | Err(_) => Received::Nothing,
         }
     }
 }
@@ -183,12 +194,16 @@ impl Effect {
         }
     }
 
-    /// From the disk, by a person's word: the host has no receipt any more, so the VM is defined if need be.
+    /// From the disk, by a person's word: by the receipt if the host still has it, else as a VM of its own.
     async fn start_cold(&self) {
         let (vm, fence) = (self.key.vm, self.state.offer.next_fence);
-        if self.look().await.is_none() {
-            let why = "its disk is not at the target's host either".into();
-            return self.tell(Event::HostLost { why });
+        match self.look().await {
+            None => {
+                let why = "its disk is not at the target's host either".into();
+                return self.tell(Event::HostLost { why });
+            }
+            Some(seen) if seen.receiving.is_some_and(|(key, _)| key == self.key) => return self.activate().await,
+            Some(_) => {}
         }
         match self.settle(HostCall::Start { vm, fence }).await {
             Ok(_) => self.tell(Event::HostStarted),

@@ -1,7 +1,7 @@
 //! Shell of a migration's target side (`decision/migration/target.rs`). Owns: journalling an advance with what must be
 //! written beside it, performing the commands of the new state, and answering the source from the state.
 //! Always: readiness and ownership are durable before they are answered or acted on.
-//! Not here: how the first request makes the job (`target_admission.rs`), what is decided.
+//! Not here: how the first request makes the job (`inbound.rs`), what is decided.
 
 use std::sync::Arc;
 
@@ -13,21 +13,22 @@ use super::mailbox::Handle;
 use super::records::{TargetJobEnded, TargetJobRecord};
 use super::serve::{Exit, HandlerError};
 use super::tables::{self, JobEntry, JournalEntry, store_failed};
-use super::{target_effects, vms};
+use super::target_effects::{self, Received};
+use super::vms;
 use crate::decision::migration::steps::{Moment, Side};
 use crate::decision::migration::target::{self, Command, Event, Input, Phase, Target, Write};
 use crate::decision::migration::{TargetAnswer, TargetRequest, Verdict};
 use crate::decision::ownership::Moved;
 use crate::protocol::bodies::AnnounceMessage;
 use crate::store::{StoreError, Txn, Work};
-use crate::types::{Attempt, OperationId, SwitchKey};
+use crate::types::{Attempt, OperationId, RegionName, SwitchKey};
 
 /// What a target job is told.
 pub enum TargetMessage {
     /// Something happened.
     Input(Input),
-    /// The source asks; answered once the state has an answer.
-    Ask(Attempt, TargetRequest, Reply<TargetAnswer>),
+    /// A region asks; answered once the state has an answer, with `None` if the job does not come from it.
+    Ask(RegionName, Attempt, TargetRequest, Reply<Option<TargetAnswer>>),
     /// Its last state, for people.
     Look(Reply<Target>),
 }
@@ -38,7 +39,7 @@ pub struct TargetJob {
     pub(super) me: Handle<TargetMessage>,
     pub(super) state: Target,
     entries: u64,
-    waiting: Vec<(Attempt, TargetRequest, Reply<TargetAnswer>)>,
+    waiting: Vec<(Attempt, TargetRequest, Reply<Option<TargetAnswer>>)>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -79,7 +80,11 @@ impl TargetJob {
             TargetMessage::Input(input) => {
                 let _ = self.take(input).await?;
             }
-            TargetMessage::Ask(attempt, request, reply) => self.ask(attempt, request, reply).await?,
+            // Identity comes from the link: whoever asks must be the region that the job came from.
+            TargetMessage::Ask(region, _, _, reply) if region != self.state.from.region => {
+                reply.send(None);
+            }
+            TargetMessage::Ask(_, attempt, request, reply) => self.ask(attempt, request, reply).await?,
             TargetMessage::Look(reply) => {
                 reply.send(self.state.clone());
             }
@@ -92,16 +97,16 @@ impl TargetJob {
         &mut self,
         attempt: Attempt,
         request: TargetRequest,
-        reply: Reply<TargetAnswer>,
+        reply: Reply<Option<TargetAnswer>>,
     ) -> Result<(), HandlerError> {
         let input = Input { attempt, step: None, event: Event::Asked(request.clone()) };
         if let Err(why) = self.take(input).await? {
-            reply.send(TargetAnswer::Refused { why: why.into() });
+            reply.send(Some(TargetAnswer::Refused { why: why.into() }));
             return Ok(());
         }
         match target::answer(&self.state, attempt, &request) {
             Some(answer) => {
-                reply.send(answer);
+                reply.send(Some(answer));
             }
             None => self.waiting.push((attempt, request, reply)),
         }
@@ -112,7 +117,7 @@ impl TargetJob {
         for (attempt, request, reply) in std::mem::take(&mut self.waiting) {
             match target::answer(&self.state, attempt, &request) {
                 Some(answer) => {
-                    reply.send(answer);
+                    reply.send(Some(answer));
                 }
                 None if reply.is_abandoned() => {}
                 None => self.waiting.push((attempt, request, reply)),
@@ -175,17 +180,18 @@ impl TargetJob {
             let task = match command {
                 Command::Patience(patience) => {
                     let (me, attempt, step) = (self.me.clone(), self.state.attempt, self.state.phase.step());
-                    let received = target_effects::received(self);
+                    let received = target_effects::Receipt::of(self);
                     tokio::spawn(async move {
                         let mut before = None;
                         loop {
                             tokio::time::sleep(patience.duration()).await;
                             // While blocks arrive nobody has to say anything.
-                            let now = received.bytes().await;
-                            if now.is_none() || now == before {
-                                break;
+                            match received.bytes().await {
+                                Received::Bytes(now) if before != Some(now) => before = Some(now),
+                                Received::Bytes(_) | Received::Nothing => break,
+                                // A host that does not answer is no reason to throw anything away.
+                                Received::Unknown => {}
                             }
-                            before = now;
                         }
                         me.input(Input { attempt, step: Some(step), event: Event::TimedOut });
                     })
@@ -217,7 +223,7 @@ struct Advance {
     after: Target,
     entry: JournalEntry<Input>,
     ctx: Arc<Context>,
-    peers: Vec<crate::types::RegionName>,
+    peers: Vec<RegionName>,
 }
 
 impl Advance {

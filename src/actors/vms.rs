@@ -1,6 +1,6 @@
 //! VM records, names and room, as transactions change them. Owns: that a record, its name and its room change together.
 //! Always: called inside the writer's transaction; the ledgers in memory follow it there, and are rebuilt from the rows
-//! at each start. Not here: hosts (`cluster.rs`), who may ask (`region/`).
+//! at each start. Not here: hosts (`cluster.rs`), who may ask (`node/api/`).
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};

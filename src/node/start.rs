@@ -270,7 +270,11 @@ fn serve_api(
 /// Executes what another region forwarded, by the same router as the socket's.
 async fn answer(api: &Api, from: &RegionName, message: ApiMessage) -> ApiReply {
     let reply = match postcard::from_bytes::<Forwarded>(&message.request) {
-        Ok(request) => api.dispatch(request).await,
+        // Who passed it on is known from the link, not from what it says.
+        Ok(mut request) => {
+            request.caller.via = Some(from.clone());
+            api.dispatch(request).await
+        }
         Err(error) => plain(400, &format!("the request that {from} forwarded can't be read: {error}")),
     };
     ApiReply { reply: postcard::to_stdvec(&reply).unwrap_or_default() }
