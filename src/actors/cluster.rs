@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::call::Reply;
 use super::context::Context;
 use super::mailbox::{Class, Handle};
-use super::records::CleanupKind;
+use super::records::{Cleanup, CleanupKind};
 use super::serve::{Ctx, HandlerError, Serve};
 use super::tables;
 use crate::decision::converge::{self, HostAttempt, Repair, Seen};
@@ -18,7 +18,7 @@ use crate::decision::ownership::{Decision, Proposed};
 use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, VmObservation};
 use crate::store::{StoreError, Work};
 use crate::types::{
-    ClusterId, ClusterState, ClusterView, HostName, Millis, OperationId, SwitchKey, Tick, VmId, limits,
+    ClusterId, ClusterState, ClusterView, HostName, Millis, OperationId, SwitchKey, Tick, VmId, VmRecord, limits,
 };
 
 /// How often the host is asked for its inventory.
@@ -194,6 +194,8 @@ impl Cluster {
         let mine = records.values().filter(|record| record.cluster == self.id).map(|record| record.id);
         let all: BTreeSet<VmId> = mine.chain(self.seen.keys().copied()).collect();
         let receiving: BTreeSet<VmId> = self.receiving();
+        let mut owed = tables::cleanups(&self.ctx.store, Some(&self.id))?;
+        owed.sort_by_key(|cleanup| (cleanup.vm, cleanup.fence));
         for vm in all {
             if self.repairing.contains(&vm) {
                 continue;
@@ -207,11 +209,24 @@ impl Cluster {
             let decisions = tables::decisions(&self.ctx.store, vm)?;
             let seen = self.seen.get(&vm).map(seen_of);
             let mine = record.filter(|record| record.cluster == self.id);
-            let repair =
-                converge::converge(&here, mine, &decisions, job, seen.as_ref(), self.may_start_lost.contains(&vm));
-            self.repair(vm, repair, mine.cloned());
+            // The first that is owed of copies as old as the one that is seen.
+            let owed_here = owed.iter().find(|cleanup| {
+                cleanup.kind == CleanupKind::Purge
+                    && cleanup.vm == vm
+                    && seen.as_ref().is_some_and(|seen| seen.fence < cleanup.fence)
+            });
+            let repair = converge::converge(
+                &here,
+                mine,
+                &decisions,
+                owed_here.map(|cleanup| cleanup.fence),
+                job,
+                seen.as_ref(),
+                self.may_start_lost.contains(&vm),
+            );
+            self.repair(vm, repair, mine.cloned(), owed_here);
         }
-        self.clean_up()
+        self.clean_up(owed)
     }
 
     /// VMs that a job of this region receives.
@@ -220,7 +235,7 @@ impl Cluster {
         open.into_iter().filter(|job| job.first.to.cluster == self.id).map(|job| job.first.vm).collect()
     }
 
-    fn repair(&mut self, vm: VmId, repair: Repair, record: Option<crate::types::VmRecord>) {
+    fn repair(&mut self, vm: VmId, repair: Repair, record: Option<VmRecord>, owed: Option<&Cleanup>) {
         let key = |attempt: HostAttempt| SwitchKey { vm, job: attempt.job, attempt: attempt.attempt };
         let fence = record.as_ref().map(|record| record.fence);
         let call = match (repair, record) {
@@ -239,8 +254,7 @@ impl Cluster {
             (Repair::Create | Repair::Start | Repair::Stop, None) => return,
             (Repair::Retire { fence }, _) => {
                 let attempt = self.seen.get(&vm).map(|seen| seen.attempt).unwrap_or_default();
-                let job = self.retiring_job(vm);
-                let Some(job) = job else {
+                let Some(job) = owed.and_then(|cleanup| cleanup.job) else {
                     self.trouble.insert(vm, "it moved away, and no clean-up names the job that moved it".into());
                     return;
                 };
@@ -258,12 +272,6 @@ impl Cluster {
             let result = result.map(|_| ()).map_err(|error| error.to_string());
             let _ = me.cast(Class::Fencing, ClusterMessage::Repaired(vm, result));
         });
-    }
-
-    /// The job whose transfer retires the copy here, by its clean-up.
-    fn retiring_job(&self, vm: VmId) -> Option<crate::types::JobId> {
-        let owed = tables::cleanups(&self.ctx.store, Some(&self.id)).ok()?;
-        owed.into_iter().find(|cleanup| cleanup.vm == vm).and_then(|cleanup| cleanup.job)
     }
 
     /// Law 6.3: an attempt given up before its hold is recorded as `Abort` too, and only then is the guest resumed.
@@ -312,34 +320,33 @@ impl Cluster {
     }
 
     /// Disks of VMs that moved away, after their retention window; named by the fence they were retired with.
-    fn clean_up(&mut self) -> Result<(), StoreError> {
+    fn clean_up(&mut self, owed: Vec<Cleanup>) -> Result<(), StoreError> {
         let now = self.ctx.clock.wall();
-        for owed in tables::cleanups(&self.ctx.store, Some(&self.id))? {
+        for owed in owed {
             if owed.due > now || self.repairing.contains(&owed.vm) {
                 continue;
             }
-            let retired = self.seen.get(&owed.vm).is_none_or(|seen| seen.power == crate::types::GuestPower::Retired);
+            // A copy that is not destroyed yet is: convergence retires it first.
+            let destroyed = self.seen.get(&owed.vm).is_none_or(|seen| seen.fence >= owed.fence);
             let call = match owed.kind {
-                // A copy that is not destroyed yet is: convergence retires it first.
-                CleanupKind::Purge if !retired => continue,
+                CleanupKind::Purge if !destroyed => continue,
                 CleanupKind::Purge => HostCall::Purge { vm: owed.vm, fence: owed.fence },
                 CleanupKind::Delete => HostCall::Delete { vm: owed.vm, fence: owed.fence },
             };
             self.repairing.insert(owed.vm);
-            let (me, driver, ctx, id) = (self.me.clone(), self.driver.clone(), self.ctx.clone(), self.id.clone());
+            let (me, driver, ctx) = (self.me.clone(), self.driver.clone(), self.ctx.clone());
+            let vm = owed.vm;
             tokio::spawn(async move {
                 let operation = OperationId::of_request(ctx.next_request(), "purge");
                 let result = match driver.call(operation, call, limits::REQUEST_MS).await {
                     Ok(_) | Err(HostError::NotFound { .. }) => {
-                        let settled = ctx
-                            .store
-                            .transact(Work::Finish, move |txn| tables::settle_cleanup(txn, &id, owed.vm))
-                            .await;
+                        let settled =
+                            ctx.store.transact(Work::Finish, move |txn| tables::settle_cleanup(txn, &owed)).await;
                         settled.map_err(|error| error.to_string())
                     }
                     Err(error) => Err(error.to_string()),
                 };
-                let _ = me.cast(Class::Control, ClusterMessage::Repaired(owed.vm, result));
+                let _ = me.cast(Class::Control, ClusterMessage::Repaired(vm, result));
             });
         }
         Ok(())

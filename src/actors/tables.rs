@@ -231,18 +231,19 @@ pub fn tell(txn: &mut Txn<'_, '_>, region: &RegionName, message: &AnnounceMessag
     txn.enqueue(region, &bytes).map(|_| ())
 }
 
-fn cleanup_key(cluster: &ClusterId, vm: VmId) -> String {
-    format!("{cluster}/{vm}")
+/// One for each copy: a VM that comes back to a cluster and leaves it again leaves another one.
+fn cleanup_key(cleanup: &Cleanup) -> String {
+    format!("{}/{}/{}", cleanup.cluster, cleanup.vm, cleanup.fence)
 }
 
-/// Owes a clean-up. One per (cluster, VM): a later transfer of the same VM from the same cluster replaces it.
+/// Owes a clean-up.
 pub fn owe(txn: &mut Txn<'_, '_>, cleanup: &Cleanup) -> Result<(), StoreError> {
-    txn.put(Table::Cleanups, &cleanup_key(&cleanup.cluster, cleanup.vm), cleanup)
+    txn.put(Table::Cleanups, &cleanup_key(cleanup), cleanup)
 }
 
-/// A clean-up is done, or the VM is back.
-pub fn settle_cleanup(txn: &mut Txn<'_, '_>, cluster: &ClusterId, vm: VmId) -> Result<(), StoreError> {
-    txn.delete(Table::Cleanups, &cleanup_key(cluster, vm))
+/// A clean-up is done.
+pub fn settle_cleanup(txn: &mut Txn<'_, '_>, cleanup: &Cleanup) -> Result<(), StoreError> {
+    txn.delete(Table::Cleanups, &cleanup_key(cleanup))
 }
 
 /// Clean-ups owed at a cluster, or at all of them.

@@ -154,7 +154,6 @@ pub fn arrive(
     };
     create(txn, record)?;
     tables::drop_reservation(txn, cluster, job.job)?;
-    tables::settle_cleanup(txn, cluster, job.vm)?;
     ledgers.with(cluster, |ledger| {
         if ledger.commit(job.job) == Commit::Unknown {
             ledger.adopt(job.vm, needs(&job.offer.spec));

@@ -51,16 +51,26 @@ pub enum Repair {
     Report(&'static str),
 }
 
-/// Decides what to do about a VM. `record` is this region's record if it owns it; `job` says that a live job moves it
-/// from or to this cluster; `lost_may_start` that a person asked for a start from disk after its memory was lost.
+/// Decides what to do about a VM. `record` is this region's record if it owns it; `owed` the fence with which a recorded
+/// transfer retires the copy here; `job` says that a live job moves it from or to this cluster; `lost_may_start` that a
+/// person asked for a start from disk after its memory was lost.
 pub fn converge(
     here: &Place,
     record: Option<&VmRecord>,
     decisions: &VmDecisions,
+    owed: Option<Fence>,
     job: bool,
     seen: Option<&Seen>,
     lost_may_start: bool,
 ) -> Repair {
+    // Also once the VM came back to another cluster of this region, or went on from where it moved to: what is owed names
+    // the copy, by the fence that it was retired with, and no later one.
+    if let (Some(fence), Some(seen)) = (owed, seen)
+        && seen.fence < fence
+        && !matches!(seen.power, GuestPower::Retired | GuestPower::Receiving)
+    {
+        return Repair::Retire { fence };
+    }
     if let Some(moved) = decisions.moved.as_ref().filter(|m| m.to != *here) {
         return match seen {
             // Stopping a copy that another place owns comes before anything else, a job included.
@@ -151,7 +161,8 @@ mod tests {
         let gone = VmDecisions { decided: Some((Attempt(1), Decision::Transfer)), moved: Some(moved) };
         for power in POWERS {
             for job in [false, true] {
-                let repair = converge(&eu, Some(&record(DesiredPower::Running)), &gone, job, Some(&seen(power)), true);
+                let repair =
+                    converge(&eu, Some(&record(DesiredPower::Running)), &gone, None, job, Some(&seen(power)), true);
                 assert!(matches!(repair, Repair::Retire { .. } | Repair::Nothing), "{power:?} {repair:?}");
             }
         }
@@ -165,11 +176,11 @@ mod tests {
         let held = Seen { hold: Some(job), ..seen(GuestPower::Paused) };
         let none = VmDecisions::default();
         let r = record(DesiredPower::Running);
-        assert!(matches!(converge(&eu, Some(&r), &none, false, Some(&held), true), Repair::Report(_)));
+        assert!(matches!(converge(&eu, Some(&r), &none, None, false, Some(&held), true), Repair::Report(_)));
         let aborted = VmDecisions { decided: Some((Attempt(1), Decision::Abort)), moved: None };
-        assert_eq!(converge(&eu, Some(&r), &aborted, false, Some(&held), false), Repair::ReleaseHold(job));
+        assert_eq!(converge(&eu, Some(&r), &aborted, None, false, Some(&held), false), Repair::ReleaseHold(job));
         for power in POWERS {
-            assert_eq!(converge(&eu, Some(&r), &none, true, Some(&seen(power)), true), Repair::Nothing);
+            assert_eq!(converge(&eu, Some(&r), &none, None, true, Some(&seen(power)), true), Repair::Nothing);
         }
     }
 
@@ -179,12 +190,28 @@ mod tests {
         let none = VmDecisions::default();
         let r = record(DesiredPower::Running);
         let lost = seen(GuestPower::Lost);
-        assert!(matches!(converge(&eu, Some(&r), &none, false, Some(&lost), false), Repair::Report(_)));
-        assert_eq!(converge(&eu, Some(&r), &none, false, Some(&lost), true), Repair::Start);
+        assert!(matches!(converge(&eu, Some(&r), &none, None, false, Some(&lost), false), Repair::Report(_)));
+        assert_eq!(converge(&eu, Some(&r), &none, None, false, Some(&lost), true), Repair::Start);
         assert!(matches!(
-            converge(&eu, None, &none, false, Some(&seen(GuestPower::Running)), false),
+            converge(&eu, None, &none, None, false, Some(&seen(GuestPower::Running)), false),
             Repair::Report(_)
         ));
-        assert_eq!(converge(&eu, Some(&r), &none, false, None, false), Repair::Create);
+        assert_eq!(converge(&eu, Some(&r), &none, None, false, None, false), Repair::Create);
+    }
+
+    #[test]
+    fn what_is_owed_is_retired_with_its_own_fence_and_a_vm_that_came_back_is_not() {
+        let eu = "eu/eu-a".parse().unwrap();
+        let none = VmDecisions::default();
+        let fence = Fence { epoch: 2, generation: 1 };
+        let owed = Some(fence);
+        let old = seen(GuestPower::Lost);
+        // The VM is at another cluster of this region by now: nothing else says that this copy is an old one.
+        assert_eq!(converge(&eu, None, &none, owed, false, Some(&old), false), Repair::Retire { fence });
+        let back = Seen { fence: Fence { epoch: 3, generation: 1 }, ..seen(GuestPower::Running) };
+        let r = record(DesiredPower::Running);
+        assert_eq!(converge(&eu, Some(&r), &none, owed, false, Some(&back), false), Repair::Nothing);
+        let coming = seen(GuestPower::Receiving);
+        assert_eq!(converge(&eu, None, &none, owed, true, Some(&coming), false), Repair::Nothing);
     }
 }

@@ -605,7 +605,10 @@ impl Model {
             }
         };
         let host_attempt = |a: HostAttempt| SwitchKey { vm: world::vm(), job: a.job, attempt: a.attempt };
-        let call = match converge(here, record, &decisions, job, seen.as_ref(), true) {
+        // Owed once the source knows of the transfer; a store that forgets it forgets what was owed too.
+        let owes = side == Side::Source && self.source(w).decided_transfer() && decisions.moved.is_some();
+        let owed = owes.then_some(self.source(w).next_fence);
+        let call = match converge(here, record, &decisions, owed, job, seen.as_ref(), true) {
             Repair::Nothing | Repair::Report(_) => return None,
             Repair::Create => HostEvent::Create { fence: record?.fence },
             Repair::Start => HostEvent::Start { fence: record?.fence },
