@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 pub use crate::admin::telemetry::{LogConfig, LogFormat};
-use crate::types::limits::{DOWNTIME_MS_MAX, RETENTION_MS, ROUNDS_MAX, STORE_RESERVE_BYTES, SWITCH_DEADLINE_MS};
+use crate::types::limits::{
+    DOWNTIME_MS_MAX, JOBS_OPEN_MAX, JOBS_RUNNING, RETENTION_MS, ROUNDS_MAX, STORE_RESERVE_BYTES, SWITCH_DEADLINE_MS,
+};
 use crate::types::suggest::{nearest, unknown_field};
 use crate::types::units::MIB;
 use crate::types::{ClusterId, FederationName, HostName, Millis, RegionName, RegionNumber, Resources};
@@ -230,6 +232,8 @@ pub struct MigrationConfig {
     pub switch_deadline: Millis,
     /// Rounds of pre-copy before a job gives up converging.
     pub rounds_max: u32,
+    /// Jobs that this region runs at once; the others wait in line.
+    pub running_max: usize,
     /// Cap on each transfer, bytes per second; left out, none.
     #[serde(deserialize_with = "quantity::size_option")]
     pub bandwidth_max: Option<u64>,
@@ -244,6 +248,7 @@ impl Default for MigrationConfig {
             max_downtime: DOWNTIME_MS_MAX,
             switch_deadline: SWITCH_DEADLINE_MS,
             rounds_max: ROUNDS_MAX,
+            running_max: JOBS_RUNNING,
             bandwidth_max: None,
             retention: RETENTION_MS,
         }
@@ -342,6 +347,10 @@ impl Config {
         }
         if migration.rounds_max == 0 {
             return bad("migration.rounds_max".into(), &0, "it must be at least 1");
+        }
+        if !(1..=JOBS_OPEN_MAX).contains(&migration.running_max) {
+            let rule = format!("it must be 1 to {JOBS_OPEN_MAX}");
+            return bad("migration.running_max".into(), &migration.running_max, &rule);
         }
         if migration.bandwidth_max == Some(0) {
             return bad("migration.bandwidth_max".into(), &0, "nothing would ever move; leave it out for no cap");

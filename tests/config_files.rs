@@ -93,6 +93,7 @@ fn a_bad_value_names_field_value_and_rule() {
         ("[migration]\nmax_downtime = '20 s'\n".into(), ["migration.max_downtime", "20000 ms", "switch_deadline"]),
         ("[migration]\nbandwidth_max = 0\n".into(), ["migration.bandwidth_max", "0", "no cap"]),
         ("[migration]\nrounds_max = 0\n".into(), ["migration.rounds_max", "0", "at least 1"]),
+        ("[migration]\nrunning_max = 0\n".into(), ["migration.running_max", "0", "1 to 4096"]),
         ("[log]\nfilter = 'x=y=z'\n".into(), ["log.filter", "x=y=z", "log filter"]),
         ("[chaos]\nkill_at = 'hold:source:before'\n".into(), ["chaos.kill_at", "hold:source:before", "allow = true"]),
         ("[chaos]\nallow = true\nkill_at = 'soon'\n".into(), ["chaos.kill_at", "soon", "step:side:phase"]),

@@ -218,6 +218,14 @@ pub struct Bare {
 impl Bare {
     /// Connects, with certificates as ours and `transport` at both ends.
     pub async fn connect(transport: quinn::TransportConfig) -> Bare {
+        Bare::serving(transport, |send, recv| drop(tokio::spawn(serve_bare(send, recv)))).await
+    }
+
+    /// The same, where the other end does something else with each stream.
+    pub async fn serving(
+        transport: quinn::TransportConfig,
+        serve: impl Fn(quinn::SendStream, quinn::RecvStream) + Clone + Send + 'static,
+    ) -> Bare {
         let (server, client) = tls();
         let transport = Arc::new(transport);
         let mut server =
@@ -231,9 +239,10 @@ impl Bare {
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
                 let connection = incoming.await.expect("a handshake");
+                let serve = serve.clone();
                 tokio::spawn(async move {
                     while let Ok((send, recv)) = connection.accept_bi().await {
-                        tokio::spawn(serve_bare(send, recv));
+                        serve(send, recv);
                     }
                 });
             }

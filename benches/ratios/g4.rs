@@ -5,7 +5,7 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Condvar, Mutex};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use redb::backends::FileBackend;
 use redb::{Database, StorageBackend, TableDefinition};
 use serde::{Deserialize, Serialize};
 
-use super::measure::{BLOCK_NANOS, Bench, Goal, quantile, rate};
+use super::measure::{BLOCK_NANOS, Bench, Goal, quantile, rate, target};
 
 /// Bytes of a job's state, an event and a command before they are sealed.
 const STATE_BYTES: usize = 480;
@@ -228,14 +228,20 @@ fn growth(runtime: &tokio::runtime::Runtime, stores: &[(u64, Store)]) -> f64 {
     over / points.iter().map(|p| (p.0 - x).powi(2)).sum::<f64>()
 }
 
+/// What one durable commit of a step takes here, the bare library's, microseconds.
+pub fn commit_us() -> f64 {
+    let dir = tempfile::Builder::new().prefix("commit-").tempdir_in(target()).expect("a directory");
+    let mut bare = Bare::at(&dir.path().join("one.redb"));
+    median_us(|| bare.commit(1))
+}
+
 /// Measures G4.
 pub fn register(bench: &mut Bench) {
     if !bench.wants("G4") && !bench.wants("step") {
         return;
     }
     // The checkout's disk: /tmp may be memory.
-    let root = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target"));
-    let dir = tempfile::Builder::new().prefix("g4-").tempdir_in(root).expect("a directory");
+    let dir = tempfile::Builder::new().prefix("g4-").tempdir_in(target()).expect("a directory");
     let dir = dir.path();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");

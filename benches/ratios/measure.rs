@@ -25,18 +25,20 @@ pub enum Goal {
     /// The ratio ours to bare is at most this.
     RatioAtMost(f64),
     /// Ours alone is at most this, in its unit.
-    #[allow(dead_code, reason = "for measurements without a baseline, which other files register")]
     AtMost(f64),
+    /// Ours is at most so much more than bare, in its unit.
+    AddsAtMost(f64),
     /// Shown, not judged.
     None,
 }
 
 impl Goal {
-    fn is_met(self, ours: Option<f64>, ratio: Option<f64>) -> Option<bool> {
+    fn is_met(self, ours: Option<f64>, bare: Option<f64>, ratio: Option<f64>) -> Option<bool> {
         match self {
             Self::RatioAtLeast(bound) => Some(ratio.is_some_and(|ratio| ratio >= bound)),
             Self::RatioAtMost(bound) => Some(ratio.is_some_and(|ratio| ratio <= bound)),
             Self::AtMost(bound) => Some(ours.is_some_and(|ours| ours <= bound)),
+            Self::AddsAtMost(bound) => Some(ours.zip(bare).is_some_and(|(ours, bare)| ours - bare <= bound)),
             Self::None => None,
         }
     }
@@ -46,6 +48,7 @@ impl Goal {
             Self::RatioAtLeast(bound) => format!(">= {bound:.2}x bare"),
             Self::RatioAtMost(bound) => format!("<= {bound:.2}x bare"),
             Self::AtMost(bound) => format!("<= {bound} {unit}"),
+            Self::AddsAtMost(bound) => format!("<= bare + {bound:.1} {unit}"),
             Self::None => "-".to_owned(),
         }
     }
@@ -143,7 +146,6 @@ impl Bench {
     }
 
     /// Measures `ours` without a baseline: each call returns one value; the median is judged.
-    #[allow(dead_code, reason = "for measurements without a baseline, which other files register")]
     pub fn absolute(&mut self, name: &str, unit: &str, goal: Goal, mut ours: impl FnMut() -> f64) {
         if !self.wants(name) {
             return;
@@ -153,7 +155,6 @@ impl Bench {
     }
 
     /// Something that a reader must know of a result.
-    #[allow(dead_code, reason = "for other files")]
     pub fn note(&mut self, note: impl Into<String>) {
         self.notes.push(note.into());
     }
@@ -177,7 +178,7 @@ impl Bench {
             ratio,
             spread,
             goal: goal.text(unit),
-            met: goal.is_met(ours, ratio),
+            met: goal.is_met(ours, bare, ratio),
             commit: self.commit.clone(),
         };
         println!("{}", line(&outcome));
@@ -248,7 +249,8 @@ pub fn quantile(samples: &mut [u64], share: f64) -> f64 {
     samples.get((last as f64 * share).round() as usize).map_or(f64::NAN, |sample| *sample as f64)
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The middle value, or the mean of the two.
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
@@ -266,7 +268,7 @@ fn spread_of(values: &[f64]) -> f64 {
 
 fn header() -> String {
     format!(
-        "{:<34} {:>12} {:>12} {:<6} {:>7} {:>15}  {:<16} met",
+        "{:<40} {:>12} {:>12} {:<6} {:>7} {:>15}  {:<18} met",
         "measured", "ours", "bare", "unit", "ratio", "spread", "goal"
     )
 }
@@ -285,7 +287,7 @@ fn line(outcome: &Outcome) -> String {
         None => "-",
     };
     format!(
-        "{:<34} {:>12} {:>12} {:<6} {:>7} {:>15}  {:<16} {met}",
+        "{:<40} {:>12} {:>12} {:<6} {:>7} {:>15}  {:<18} {met}",
         outcome.name,
         number(outcome.ours),
         number(outcome.bare),
@@ -319,7 +321,8 @@ fn machine() -> String {
     format!("{cores} cores shared by both sides, load average {}; {}; {crates}", load(), said("rustc", &["--version"]))
 }
 
-fn target() -> PathBuf {
+/// Where results go, and what is measured on the disk.
+pub fn target() -> PathBuf {
     let default = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target"));
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(default, PathBuf::from)
 }

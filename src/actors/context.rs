@@ -18,6 +18,7 @@ use super::supervisor::Supervisor;
 use super::target_job::TargetMessage;
 use super::vms::Ledgers;
 use crate::clock::Clock;
+use crate::decision::line::Line;
 use crate::drivers::Hypervisor;
 use crate::protocol::link::Link;
 use crate::store::{Minted, Store};
@@ -40,6 +41,8 @@ pub struct Settings {
     pub retention: Millis,
     /// How long a side may be silent before the decision.
     pub patience: Millis,
+    /// Jobs that run at once; the others wait in line.
+    pub running_max: usize,
 }
 
 /// A local cluster: its driver and its actor.
@@ -50,13 +53,14 @@ pub struct LocalCluster {
     pub actor: Handle<ClusterMessage>,
 }
 
-/// Jobs that run in this region now.
-#[derive(Default)]
-pub struct RunningJobs {
-    /// On their source's side.
+/// Open jobs of this region.
+pub struct OpenJobs {
+    /// Actors of those on their source's side.
     pub source: BTreeMap<JobId, Handle<SourceMessage>>,
-    /// On their target's side.
+    /// Actors of those on their target's side.
     pub target: BTreeMap<JobId, Handle<TargetMessage>>,
+    /// Which of the source's side run, which wait.
+    pub line: Line,
 }
 
 /// One region's shared handles.
@@ -87,7 +91,7 @@ pub struct Context {
     pub numbers: BTreeMap<RegionNumber, RegionName>,
     links: RwLock<BTreeMap<RegionName, Arc<dyn Link>>>,
     clusters: RwLock<BTreeMap<ClusterId, Arc<LocalCluster>>>,
-    jobs: Mutex<RunningJobs>,
+    jobs: Mutex<OpenJobs>,
     migrations: OnceLock<Supervisor>,
     failed: watch::Sender<Option<String>>,
 }
@@ -107,6 +111,7 @@ impl Context {
         kill: KillSwitch,
         numbers: BTreeMap<RegionNumber, RegionName>,
     ) -> Context {
+        let line = Line::new(settings.running_max);
         Context {
             events: Events::new(region.clone()),
             directory: Directory::default(),
@@ -122,7 +127,7 @@ impl Context {
             numbers,
             links: RwLock::default(),
             clusters: RwLock::default(),
-            jobs: Mutex::default(),
+            jobs: Mutex::new(OpenJobs { source: BTreeMap::new(), target: BTreeMap::new(), line }),
             migrations: OnceLock::new(),
             failed: watch::channel(None).0,
         }
@@ -179,8 +184,8 @@ impl Context {
         Place { region: self.region.clone(), cluster: cluster.clone() }
     }
 
-    /// Works on the running jobs. Short, and never across an await.
-    pub fn with_jobs<T>(&self, f: impl FnOnce(&mut RunningJobs) -> T) -> T {
+    /// Works on the open jobs. Short, and never across an await.
+    pub fn with_jobs<T>(&self, f: impl FnOnce(&mut OpenJobs) -> T) -> T {
         f(&mut self.jobs.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -1,4 +1,4 @@
-//! The running jobs of a region. Owns: one actor per running job and side, and its entry in the context.
+//! The open jobs of a region. Owns: one actor per open job and side, its entry in the context and its place in the line.
 //! Always: a job is in the store before it runs; after a restart every open job runs again; a job whose actor crashed
 //! too often is parked by its own core, where a person sees it.
 
@@ -6,15 +6,22 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
+
 use super::context::Context;
 use super::mailbox::{Admission, Class, Handle};
 use super::serve::{Ctx, Exit, HandlerError, Serve, Start};
 use super::source_job::{SourceJob, SourceMessage};
 use super::target_job::{TargetJob, TargetMessage};
 use super::{ChildSpec, tables};
-use crate::decision::migration::source::{Event, Input};
+use crate::decision::line::Standing;
+use crate::decision::migration::source::{Event, Input, Phase};
+use crate::decision::migration::steps::Side;
 use crate::store::StoreError;
 use crate::types::{JobId, limits};
+
+/// Jobs whose actors are started at once: a start folds a journal.
+const STARTS_AT_ONCE: usize = 32;
 
 /// Runs every open job again: at the start of a process.
 ///
@@ -23,14 +30,63 @@ use crate::types::{JobId, limits};
 pub async fn run_all(ctx: &Arc<Context>) -> Result<usize, StoreError> {
     let (source, target) = tables::open_jobs(&ctx.store)?;
     let count = source.len() + target.len();
-    // The target's side first: a source asks at once.
-    for record in &target {
-        run_target(ctx, record.first.job).await;
-    }
+    // Those that ran go on in any case; only then is there a place for those that waited.
     for record in &source {
-        run_source(ctx, record.first.job).await;
+        let checkpoint = tables::source_checkpoint(&ctx.store, record.first.job)?;
+        let standing = standing(&checkpoint.map_or_else(|| record.first.clone(), |c| c.state).phase);
+        ctx.with_jobs(|jobs| jobs.line.stand(record.first.job, standing));
+    }
+    // The target's side first: a source asks at once.
+    let target = target.iter().map(|record| (Side::Target, record.first.job));
+    let all: Vec<_> = target.chain(source.iter().map(|record| (Side::Source, record.first.job))).collect();
+    for some in all.chunks(STARTS_AT_ONCE) {
+        let mut starting = JoinSet::new();
+        for (side, job) in some.iter().copied() {
+            let ctx = ctx.clone();
+            starting.spawn(async move {
+                match side {
+                    Side::Target => run_target(&ctx, job).await,
+                    Side::Source => run_source(&ctx, job).await,
+                }
+            });
+        }
+        starting.join_all().await;
     }
     Ok(count)
+}
+
+fn standing(phase: &Phase) -> Standing {
+    match phase {
+        Phase::Queued => Standing::Waits,
+        Phase::Parked { .. } | Phase::Ended(_) => Standing::Away,
+        Phase::Reserving
+        | Phase::Preparing
+        | Phase::Copying
+        | Phase::Pausing
+        | Phase::Sealing
+        | Phase::Holding
+        | Phase::Deciding { .. }
+        | Phase::Switching { .. }
+        | Phase::Verifying { .. }
+        | Phase::Resuming
+        | Phase::Reviving => Standing::Runs,
+    }
+}
+
+/// Takes note of the phase that a job is in, and lets those go for which there is a place now.
+pub fn entered(ctx: &Context, job: JobId, phase: &Phase) {
+    stand(ctx, job, standing(phase));
+}
+
+fn stand(ctx: &Context, job: JobId, standing: Standing) {
+    let go: Vec<_> = ctx.with_jobs(|jobs| {
+        jobs.line.stand(job, standing);
+        jobs.line.admit().iter().filter_map(|job| jobs.source.get(job).cloned()).collect()
+    });
+    for job in go {
+        // One that is between two lives of its actor is told when it begins.
+        job.told(Class::Migration, SourceMessage::Go);
+    }
 }
 
 fn source_id(job: JobId) -> String {
@@ -114,6 +170,7 @@ struct SourceActor {
 impl SourceActor {
     async fn over(&mut self) -> Result<(), HandlerError> {
         self.ctx.with_jobs(|running| running.source.remove(&self.job));
+        stand(&self.ctx, self.job, Standing::Away);
         forget(&self.ctx, source_id(self.job));
         Err(Exit::Normal.into())
     }

@@ -15,11 +15,12 @@ use super::target_client::{self, Asked};
 use crate::decision::migration::source::{Command, Event, HostView, Input, Round};
 use crate::decision::migration::steps::Step;
 use crate::decision::migration::{TargetAnswer, TargetRequest};
-use crate::drivers::{End, HostCall, HostError, HostReply, Hypervisor, SwitchKey, VmObservation};
+use crate::drivers::{End, HostCall, HostError, HostReply, Hypervisor, SwitchKey, TransferProgress, VmObservation};
 use crate::types::{Attempt, GuestPower, Millis, OperationId, limits};
 
-/// How often a transfer is looked at.
+/// How often a transfer is looked at, at least and at most.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// So many looks in a row at a cut channel, about a second, before the target is asked about it.
 const LOOKS_BEFORE_ASKING: u32 = 20;
 /// First and last pause before asking again.
@@ -260,7 +261,7 @@ async fn finish_copy(effect: &Effect) {
 }
 
 /// Tells the job how the transfer stands.
-async fn report(effect: &Effect) -> Option<crate::drivers::TransferProgress> {
+async fn report(effect: &Effect) -> Option<TransferProgress> {
     match effect.call(HostCall::Progress { key: effect.key }, limits::REQUEST_MS).await {
         Ok(HostReply::Progress(progress)) => {
             effect.me.told(Class::Telemetry, SourceMessage::Progress(effect.attempt, progress));
@@ -273,8 +274,9 @@ async fn report(effect: &Effect) -> Option<crate::drivers::TransferProgress> {
 /// Rounds of pre-copy: the host sends by itself through the pump; here it is watched.
 async fn copy(effect: &Effect) {
     let mut cut_looks = 0_u32;
+    let mut pause = LOOK_AGAIN;
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(std::mem::replace(&mut pause, LOOK_EVERY)).await;
         let Some(progress) = report(effect).await else {
             match effect.look().await {
                 Ok(seen) if !view(seen.as_ref(), effect.key).alive => {
@@ -294,6 +296,7 @@ async fn copy(effect: &Effect) {
             continue;
         }
         cut_looks = 0;
+        pause = until_next_look(&progress);
         effect.tell(Event::Round(Round {
             rounds: progress.rounds,
             remaining_bytes: progress.remaining_bytes,
@@ -303,6 +306,12 @@ async fn copy(effect: &Effect) {
             decider_reachable: effect.ctx.store_works(),
         }));
     }
+}
+
+/// Half of what is left of the round, so that its end is not slept over: the guest dirties more meanwhile.
+fn until_next_look(progress: &TransferProgress) -> Duration {
+    let half_us = progress.remaining_bytes.saturating_mul(500_000) / progress.bytes_per_second.max(1);
+    Duration::from_micros(half_us).clamp(LOOK_AGAIN, LOOK_EVERY)
 }
 
 /// While the channel is cut: a target whose host died makes it ready again when it is asked to prepare, or says that

@@ -13,7 +13,8 @@ use super::mailbox::Handle;
 use super::records::{Cleanup, CleanupKind, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TransferRecord};
 use super::serve::{Exit, HandlerError};
 use super::tables::{self, JobEntry, JournalEntry, store_failed};
-use super::{source_effects, vms};
+use super::{jobs, source_effects, vms};
+use crate::decision::line::Waiting;
 use crate::decision::migration::Verdict;
 use crate::decision::migration::source::{self, Command, Event, Input, Phase, Source, Write};
 use crate::decision::migration::steps::{Moment, Side, Step};
@@ -25,16 +26,27 @@ use crate::types::{Attempt, MigrationStatus, OperationId, SwitchKey, Tick};
 
 /// What a source job is told.
 pub enum SourceMessage {
+    /// There is a place for it among the running jobs.
+    Go,
     /// Something happened.
     Input(Input),
     /// How the transfer of this attempt stands.
     Progress(Attempt, TransferProgress),
     /// A channel of this attempt was cut; it is opened again.
     Cut(Attempt),
-    /// A person says something; the answer tells whether it was taken.
-    Person(Event, Reply<Result<(), &'static str>>),
+    /// A person says something, with the key of the request; the answer tells whether it was taken.
+    Person(Event, Option<RequestKey>, Reply<Result<(), &'static str>>),
     /// How does it stand?
     Status(Reply<MigrationStatus>),
+}
+
+/// What a client gave its request, so that a repeat of it is known as one.
+#[derive(Debug, Clone)]
+pub struct RequestKey {
+    /// The client's key.
+    pub key: String,
+    /// Of what was asked.
+    pub fingerprint: u64,
 }
 
 /// The shell of one job.
@@ -102,6 +114,7 @@ impl SourceJob {
     /// Issues the commands of the state it was read back with.
     pub async fn begin(&mut self) -> Result<(), HandlerError> {
         tracing::info!(job = %self.state.job, step = self.state.phase.step().name(), resumed = self.resumed, "job runs");
+        jobs::entered(&self.ctx, self.state.job, &self.state.phase);
         self.perform().await
     }
 
@@ -113,8 +126,12 @@ impl SourceJob {
     /// One message; `true` once the job is over.
     pub async fn handle(&mut self, message: SourceMessage) -> Result<bool, HandlerError> {
         match message {
+            SourceMessage::Go => {
+                let input = Input { attempt: self.state.attempt, step: Some(Step::Queue), event: Event::Go };
+                let _ = self.take(input, None).await?;
+            }
             SourceMessage::Input(input) => {
-                let _ = self.take(input).await?;
+                let _ = self.take(input, None).await?;
             }
             SourceMessage::Progress(attempt, progress) if attempt == self.state.attempt => {
                 self.note_progress(progress).await?;
@@ -128,9 +145,9 @@ impl SourceJob {
                     self.transfer.resumes += 1;
                 }
             }
-            SourceMessage::Person(event, reply) => {
+            SourceMessage::Person(event, key, reply) => {
                 let input = Input { attempt: self.state.attempt, step: None, event };
-                let taken = self.take(input).await?;
+                let taken = self.take(input, key).await?;
                 reply.send(taken);
             }
             SourceMessage::Status(reply) => {
@@ -141,7 +158,7 @@ impl SourceJob {
     }
 
     /// Steps the core; journals and performs an advance. The inner result is the refusal for who asked.
-    async fn take(&mut self, input: Input) -> Result<Result<(), &'static str>, HandlerError> {
+    async fn take(&mut self, input: Input, key: Option<RequestKey>) -> Result<Result<(), &'static str>, HandlerError> {
         let next = match source::step(&self.state, &input) {
             Verdict::Advance(next) => next,
             Verdict::Ignore(why) => {
@@ -154,19 +171,19 @@ impl SourceJob {
         if input.step == Some(before) {
             self.ctx.kill.pass(before, Side::Source, Moment::AfterEffect);
         }
-        self.journal(input, next).await?;
+        self.journal(input, next, key).await?;
         self.perform().await?;
         Ok(Ok(()))
     }
 
     /// Makes an advance durable, with all that belongs to it.
-    async fn journal(&mut self, input: Input, next: Source) -> Result<(), HandlerError> {
+    async fn journal(&mut self, input: Input, next: Source, key: Option<RequestKey>) -> Result<(), HandlerError> {
         let (was, will) = (self.state.phase.step(), next.phase.step());
         if was != will {
             self.ctx.kill.pass(will, Side::Source, Moment::BeforeWrite);
         }
         self.note_switch(&input, &next);
-        let advance = self.prepare_write(input, next);
+        let advance = Advance { key, ..self.prepare_write(input, next) };
         let written = self
             .ctx
             .store
@@ -236,6 +253,7 @@ impl SourceJob {
             ctx: self.ctx.clone(),
             retention_ms: self.ctx.settings.retention.0,
             status: self.status(),
+            key: None,
         }
     }
 
@@ -249,6 +267,7 @@ impl SourceJob {
             self.ctx.events.job(self.ctx.clock.wall(), next.job, next.phase.step().name());
         }
         self.state = next;
+        jobs::entered(&self.ctx, self.state.job, &self.state.phase);
         self.ctx.kill.pass(self.state.phase.step(), Side::Source, Moment::AfterWrite);
         if matches!(self.state.phase, Phase::Ended(_)) {
             self.ctx.changed(&self.state.from.cluster);
@@ -272,13 +291,6 @@ impl SourceJob {
             if let [Command::Decide(decision)] = commands.as_slice() {
                 self.decide(*decision).await?;
                 continue;
-            }
-            if self.state.phase == Phase::Queued {
-                let go = Input { attempt: self.state.attempt, step: Some(Step::Queue), event: Event::Go };
-                if let Verdict::Advance(next) = source::step(&self.state, &go) {
-                    self.journal(go, next).await?;
-                    continue;
-                }
             }
             for command in commands {
                 self.issue(command);
@@ -357,7 +369,15 @@ impl SourceJob {
 
     /// How it stands, for the API.
     pub fn status(&self) -> MigrationStatus {
-        vms::status_of(&self.state, &self.record, &self.transfer, &self.progress, self.ctx.clock.wall())
+        let mut status =
+            vms::status_of(&self.state, &self.record, &self.transfer, &self.progress, self.ctx.clock.wall());
+        if let Some(Waiting { ahead, running, limit }) = self.ctx.with_jobs(|jobs| jobs.line.waiting(self.state.job)) {
+            status.reason = Some(format!(
+                "in line, {ahead} before it: {running} of at most {limit} jobs run in {} (migration.running_max)",
+                self.ctx.region
+            ));
+        }
+        status
     }
 }
 
@@ -380,6 +400,8 @@ struct Advance {
     ctx: Arc<Context>,
     retention_ms: u64,
     status: MigrationStatus,
+    /// Of the request that caused it.
+    key: Option<RequestKey>,
 }
 
 impl Advance {
@@ -388,6 +410,9 @@ impl Advance {
         tables::append(txn, job, &JobEntry::Source(self.entry.clone()))?;
         let checkpoint = SourceCheckpoint { state: self.after.clone(), entries: self.entries, transfer: self.transfer };
         tables::put_source_checkpoint(txn, job, &checkpoint)?;
+        if let Some(RequestKey { key, fingerprint }) = &self.key {
+            tables::put_request(txn, key, *fingerprint, &job.to_string())?;
+        }
         for write in source::writes(&self.before, &self.after) {
             match write {
                 Write::VmLeft => self.vm_left(txn)?,

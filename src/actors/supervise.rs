@@ -366,12 +366,13 @@ impl State {
     fn answer_those_who_wait(&mut self) {
         let now = self.supervisor.shared.clock.now();
         for (child, answer) in std::mem::take(&mut self.adding) {
+            // First, since many may start at once and each look at the core goes through all children.
+            if self.is_starting(&child) {
+                self.adding.push((child, answer));
+                continue;
+            }
             let view = self.supervisor.shared.lock().core.view_child(&child, now);
             let verdict = match view {
-                Some(_) if self.is_starting(&child) => {
-                    self.adding.push((child, answer));
-                    continue;
-                }
                 Some(view) => Ok(view.state),
                 // It was done at once, and is forgotten.
                 None => Ok(ChildState::Stopped),

@@ -6,6 +6,7 @@ use super::context::Context;
 use super::source_job::SourceJob;
 use crate::decision::migration::{Offer, TargetAnswer, TargetRequest};
 use crate::drivers::{Channel, Duplex, End};
+use crate::protocol::TraceId;
 use crate::protocol::bodies::{BulkHello, MigrationMessage, MigrationReply};
 use crate::protocol::link::{LinkError, RefusalCode, Request};
 use crate::protocol::messages::Kind;
@@ -67,7 +68,8 @@ pub async fn ask(ctx: &Arc<Context>, asked: &Asked, request: &TargetRequest) -> 
 async fn send(ctx: &Arc<Context>, asked: &Asked, message: &MigrationMessage) -> Result<MigrationReply, String> {
     let link = ctx.link(&asked.to.region).ok_or_else(|| format!("no peer {} is configured", asked.to.region))?;
     let body = postcard::to_stdvec(message).map_err(|error| error.to_string())?;
-    let request = Request::query(Kind::MIGRATION, asked.job.to_string(), body, limits::REQUEST_MS);
+    let request = Request::query(Kind::MIGRATION, asked.job.to_string(), body, limits::REQUEST_MS)
+        .traced(TraceId::of_job(asked.job));
     match link.request(request).await {
         Ok(bytes) => postcard::from_bytes(&bytes).map_err(|error| format!("its answer can't be read: {error}")),
         // It never heard of the job: what was received, if anything, is gone with its store.

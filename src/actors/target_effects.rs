@@ -13,6 +13,7 @@ use super::target_job::{TargetJob, TargetMessage};
 use crate::decision::migration::target::{Command, Event, Input, Target};
 use crate::decision::ownership::DecisionAnswer;
 use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, SwitchKey, VmObservation};
+use crate::protocol::TraceId;
 use crate::protocol::bodies::{MigrationMessage, MigrationReply};
 use crate::protocol::link::Request;
 use crate::protocol::messages::Kind;
@@ -265,7 +266,8 @@ impl Effect {
             super::inbound::migration(&self.ctx, &self.ctx.region, message).await.ok()?
         } else {
             let body = postcard::to_stdvec(&message).ok()?;
-            let request = Request::query(Kind::MIGRATION, self.key.job.to_string(), body, limits::REQUEST_MS);
+            let request = Request::query(Kind::MIGRATION, self.key.job.to_string(), body, limits::REQUEST_MS)
+                .traced(TraceId::of_job(self.key.job));
             let bytes = self.ctx.link(from)?.request(request).await.ok()?;
             postcard::from_bytes(&bytes).ok()?
         };

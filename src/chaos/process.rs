@@ -92,14 +92,18 @@ pub struct Run {
 impl Run {
     /// Makes a directory below the system's temporary one, after clearing what runs killed earlier left there.
     pub async fn create() -> Result<Run, ProcessError> {
-        let base = std::env::temp_dir();
-        sweep(&base).await?;
+        Run::create_in(&std::env::temp_dir()).await
+    }
+
+    /// The same below `base`: for measurements, which need a disk where the temporary directory may be memory.
+    pub async fn create_in(base: &Path) -> Result<Run, ProcessError> {
+        sweep(base).await?;
         let me = std::process::id();
         let dir = tempfile::Builder::new()
             .prefix(&format!("{PREFIX}{me}-"))
             .rand_bytes(4)
-            .tempdir_in(&base)
-            .map_err(file("making a directory in", &base))?
+            .tempdir_in(base)
+            .map_err(file("making a directory in", base))?
             .keep();
         let run = Run { dir, keep: false };
         let owner = run.dir.join(OWNER);

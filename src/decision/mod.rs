@@ -1,6 +1,7 @@
 //! Cores: one per question. Always: pure, synchronous, no clock, no disk, no randomness, ordered collections.
 
 pub mod converge;
+pub mod line;
 pub mod membership;
 pub mod migration;
 pub mod ownership;

@@ -121,6 +121,7 @@ fn context(dir: &Path, config: &Config, clock: Clock, store: Store) -> Result<Co
         bytes_per_second_max: config.migration.bandwidth_max,
         retention: config.migration.retention,
         patience: limits::RESERVATION_MS,
+        running_max: config.migration.running_max,
     };
     let numbers = config.peers.iter().map(|peer| (peer.number, peer.region.clone())).collect();
     Ok(Context::new(

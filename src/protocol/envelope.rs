@@ -26,7 +26,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::link::{Refusal, RefusalCode};
 use super::messages::Kind;
 use crate::types::limits::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES_MAX, NAME_BYTES_MAX};
-use crate::types::{Incarnation, Millis, RegionName};
+use crate::types::{Incarnation, JobId, Millis, RegionName};
 
 /// The version of the envelope that this build writes.
 pub const VERSION: u16 = 1;
@@ -64,6 +64,14 @@ impl fmt::Display for MessageId {
 /// Ties together what one cause leads to, over all regions. 0 means none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, serde::Serialize, serde::Deserialize)]
 pub struct TraceId(pub u128);
+
+impl TraceId {
+    /// Of a job: derived from its id, so that it outlives the processes and is the same on both sides.
+    pub fn of_job(job: JobId) -> TraceId {
+        let high = (u64::from(job.region.0) << 32) | (job.incarnation & 0xffff_ffff);
+        TraceId((u128::from(high) << 64) | u128::from(job.number))
+    }
+}
 
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -85,8 +85,10 @@ pub const MAILBOX_OWN_MAX: usize = 16_384;
 pub const BUSY_RETRY_MS_MIN: Millis = Millis(5);
 /// See [`BUSY_RETRY_MS_MIN`].
 pub const BUSY_RETRY_MS_MAX: Millis = Millis(1_000);
-/// Jobs that one region runs at once; more wait in line.
-pub const JOBS_RUNNING_MAX: usize = 64;
+/// Jobs that one region runs at once unless its configuration says otherwise; more wait in line.
+pub const JOBS_RUNNING: usize = 64;
+/// Jobs that may be open in one region, those in line included: each has an actor, some 10 KB.
+pub const JOBS_OPEN_MAX: usize = 4096;
 
 // -- migration --------------------------------------------------------------
 /// Blackout that a plan may take unless the request says otherwise.
@@ -143,4 +145,5 @@ const _: () = assert!(RESTART_PAUSE_MS_MAX.0 * (RESTARTS_MAX as u64) < RESTART_W
 const _: () = assert!(STOP_MS_MAX.0 < REGION_STOP_MS_MAX.0);
 const _: () = assert!(RESTART_PAUSE_MS_MIN.0 <= RESTART_PAUSE_MS_MAX.0);
 const _: () = assert!(HEARTBEAT_MS.0 * 2 < LINK_IDLE_MS_MAX.0);
+const _: () = assert!(JOBS_RUNNING <= JOBS_OPEN_MAX);
 const _: () = assert!(DOWNTIME_MS_MAX.0 < SWITCH_DEADLINE_MS.0);

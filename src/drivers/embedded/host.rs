@@ -23,12 +23,18 @@ use crate::clock::Clock;
 use crate::drivers::{
     Channel, DirtyRate, End, HostCall, HostCapabilities, HostError, HostReply, SwitchKey, TransferProgress,
 };
+use crate::types::limits::REQUEST_MS;
 use crate::types::{
-    ClusterId, HostName, Incarnation, IncarnationVerdict, OperationId, RegionName, Resources, VmId, VmSpec,
+    ClusterId, HostName, Incarnation, IncarnationVerdict, Millis, OperationId, RegionName, Resources, VmId, VmSpec,
 };
 
 /// Replies that are remembered so that a late duplicate of an operation is not done again.
 const OPERATIONS_MAX: usize = 4096;
+
+/// How long a host waits for the end of the last round before it says that something is missing. A caller's deadline
+/// ([`REQUEST_MS`]) must not come first, or "not yet" would look like "unknown".
+const LAST_ROUND_MS_MAX: Millis = Millis(2_000);
+const _: () = assert!(LAST_ROUND_MS_MAX.0 * 2 < REQUEST_MS.0);
 
 /// Why a host could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -360,6 +366,9 @@ impl Host {
             Some(Fault::Hangs) => std::future::pending().await,
             Some(Fault::SaysFailed | Fault::Dies | Fault::Forgets) | None => {}
         }
+        if let HostCall::SealReceive { key } = call {
+            self.last_round(cluster, key).await;
+        }
         let vm = Event::of_call(&call).map(|(vm, _)| vm);
         // A call that only looks may take its time (a snapshot) and keeps no later incarnation waiting.
         let busy = if vm.is_some() { Some(session.busy.read().await) } else { None };
@@ -377,6 +386,15 @@ impl Host {
                 reply
             }
             (_, reply) => reply,
+        }
+    }
+
+    /// Waits for the end of the last round, which may still be on its way: to be asked again would cost the paused guest
+    /// another round trip between the regions. Nothing is locked meanwhile.
+    async fn last_round(&self, cluster: &ClusterId, key: SwitchKey) {
+        let receipt = self.find(cluster, key.vm).and_then(|slot| slot.now().receipt.clone());
+        if let Some(receipt) = receipt.filter(|receipt| receipt.key() == key) {
+            let _ = tokio::time::timeout(LAST_ROUND_MS_MAX.duration(), receipt.ended()).await;
         }
     }
 

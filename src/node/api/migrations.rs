@@ -1,10 +1,10 @@
 //! Migrations behind the API: start, steer, show. Always: a started job is durable and has locked its VM before the
 //! answer; its actor is only the one that runs it.
 
-use super::{Refused, RegionApi, api_error, not_found, remember, replayed};
+use super::{Refused, RegionApi, api_error, key_of_another, not_found, remember, replayed};
 use crate::actors::Class;
 use crate::actors::records::{SourceJobRecord, TransferRecord};
-use crate::actors::source_job::SourceMessage;
+use crate::actors::source_job::{RequestKey, SourceMessage};
 use crate::actors::tables::JobEntry;
 use crate::actors::{jobs, tables, vms};
 use crate::admin::*;
@@ -23,9 +23,9 @@ impl RegionApi {
         let plan = tables::plan(&self.ctx.store, plan)?.ok_or_else(|| not_found("migration plan", plan))?;
         let dry_run = context.dry_run;
         let (ctx, settings) = (self.ctx.clone(), self.ctx.settings.clone());
-        let running = self.ctx.with_jobs(|jobs| jobs.source.len());
-        if running >= limits::JOBS_RUNNING_MAX {
-            let text = format!("{running} jobs run in {} already, which is the most allowed", self.ctx.region);
+        let open = self.ctx.with_jobs(|jobs| jobs.source.len());
+        if open >= limits::JOBS_OPEN_MAX {
+            let text = format!("{open} jobs are open in {} already, which is the most allowed", self.ctx.region);
             return Err(ApiError::new(ErrorCode::Busy, text)
                 .details(serde_json::json!({ "retryAfterMs": 5_000 }))
                 .hint("wait for some of them to end: novafed migration list"));
@@ -169,6 +169,13 @@ impl RegionApi {
             Steer::Abandon => Event::Abandon,
         };
         let before = self.migration_now(id).await?;
+        let key = context.idempotency_key.map(|key| RequestKey { key, fingerprint: context.fingerprint });
+        if let Some(RequestKey { key, fingerprint }) = &key
+            && let Some(known) = tables::request(&self.ctx.store, key)?
+        {
+            // Done before: the job may be elsewhere by now, where it would refuse the same words.
+            return if known.fingerprint == *fingerprint { Ok(before) } else { Err(key_of_another(key)) };
+        }
         if context.dry_run {
             return Ok(before);
         }
@@ -183,7 +190,8 @@ impl RegionApi {
                 }
             };
         };
-        let told = slot.call(Class::Control, limits::REQUEST_MS, |reply| SourceMessage::Person(event, reply)).await;
+        let told =
+            slot.call(Class::Control, limits::REQUEST_MS, |reply| SourceMessage::Person(event, key, reply)).await;
         match told {
             Ok(Ok(())) => {
                 let why = request.reason.unwrap_or_default();

@@ -16,6 +16,7 @@ use crate::actors::Supervisor;
 use crate::actors::context::Context;
 use crate::actors::tables;
 use crate::admin::*;
+use crate::protocol::TraceId;
 use crate::protocol::bodies::{ApiMessage, ApiReply};
 use crate::protocol::link::{LinkError, Request};
 use crate::protocol::messages::Kind;
@@ -73,11 +74,14 @@ fn replayed(txn: &mut Txn<'_, '_>, context: &RequestContext) -> Result<Option<St
     let Some(key) = &context.idempotency_key else { return Ok(None) };
     let Some(before) = tables::request_in(txn, key)? else { return Ok(None) };
     if before.fingerprint != context.fingerprint {
-        let text = format!("the idempotency key '{key}' was used for another request");
-        let error = ApiError::new(ErrorCode::Conflict, text).hint("use a new key for a new request");
-        return Err(error.into());
+        return Err(key_of_another(key).into());
     }
     Ok(Some(before.subject))
+}
+
+fn key_of_another(key: &str) -> ApiError {
+    let text = format!("the idempotency key '{key}' was used for another request");
+    ApiError::new(ErrorCode::Conflict, text).hint("use a new key for a new request")
 }
 
 /// Binds what the request came to to its key, in the same transaction.
@@ -146,7 +150,7 @@ impl RegionApi {
         let deadline = request.deadline;
         let message = ApiMessage { request: postcard_bytes(&request)? };
         let body = postcard_bytes(&message)?;
-        let asked = Request::query(Kind::API, "admin", body, deadline);
+        let asked = Request::query(Kind::API, "admin", body, deadline).traced(TraceId(request.trace));
         match link.request(asked).await {
             Ok(bytes) => {
                 let reply: ApiReply = from_postcard(&bytes, &to)?;

@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -28,6 +29,8 @@ const SYNC_BYTES: u64 = 16 * MIB;
 pub struct Receipt {
     clock: Clock,
     inner: Mutex<Inner>,
+    /// The end of the last round is there.
+    ended: Notify,
 }
 
 struct Inner {
@@ -82,7 +85,7 @@ impl Receipt {
             connection: CancellationToken::new(),
             connected: false,
         };
-        Arc::new(Receipt { clock, inner: Mutex::new(inner) })
+        Arc::new(Receipt { clock, inner: Mutex::new(inner), ended: Notify::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -105,6 +108,20 @@ impl Receipt {
     /// Ends the connection, if there is one.
     pub fn close(&self) {
         self.lock().disconnect();
+    }
+
+    /// Returns once the end of the last round is there.
+    pub async fn ended(&self) {
+        loop {
+            let notified = self.ended.notified();
+            tokio::pin!(notified);
+            // Before the look, so that an end in between is not missed.
+            notified.as_mut().enable();
+            if self.lock().end.is_some() {
+                return;
+            }
+            notified.await;
+        }
     }
 
     /// Checks that everything is there, syncs the disk, and refuses whatever still comes. Blocks on the disk.
@@ -348,6 +365,7 @@ where
                     inner.control(control)?
                 };
                 if let Some(digest) = verified {
+                    receipt.ended.notify_waiters();
                     send_control(&mut writer, &ack(receipt, received)).await?;
                     acknowledged = received;
                     send_control(&mut writer, &Control::Verified { digest }).await?;
