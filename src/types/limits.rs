@@ -1,5 +1,6 @@
-//! Every limit of the system, tied to each other at compile time.
-//! Owns: how much of anything is allowed. Why a limit has its value stands beside it.
+//! Limits of the system, tied to each other at compile time.
+//! Owns: how much is allowed. Why a limit has its value stands beside it.
+//! Not here: some that one module alone needs; they stand in that module.
 
 use super::units::{KIB, MIB, Millis};
 
@@ -85,7 +86,7 @@ pub const MAILBOX_OWN_MAX: usize = 16_384;
 pub const BUSY_RETRY_MS_MIN: Millis = Millis(5);
 /// See [`BUSY_RETRY_MS_MIN`].
 pub const BUSY_RETRY_MS_MAX: Millis = Millis(1_000);
-/// Jobs that one region runs at once; more wait in line.
+/// Jobs that one region runs at once; one more is refused as busy.
 pub const JOBS_RUNNING_MAX: usize = 64;
 
 // -- migration --------------------------------------------------------------
