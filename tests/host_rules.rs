@@ -241,7 +241,7 @@ proptest! {
     }
 }
 
-/// The planted bugs of `switch_model.py` that are the host's to prevent: each is refused here.
+/// Of the ways to break the law that `migration_core/world.rs` plants, those that are the host's to prevent.
 #[test]
 fn the_ways_to_break_the_switch_are_refused() {
     let follow = |events: &[Event]| {

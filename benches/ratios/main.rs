@@ -1,5 +1,6 @@
 //! Ratios against bare programs that do the same physical work: `cargo bench --bench ratios [-- part-of-a-name]`.
-//! Prints a table and writes `target/ratios.json`. Each `g*.rs` registers what one goal of the performance bar asks.
+//! Prints a table and writes `target/ratios.json`. Each `g*.rs` registers measurements of one thing, with the ratio
+//! that it has to reach.
 #![allow(clippy::print_stdout, reason = "a benchmark talks to the terminal")]
 
 mod fed;

@@ -1,4 +1,4 @@
-//! Measuring. Owns: rounds, medians, what is void, and how results are shown (`performance.md` §5).
+//! Measuring. Owns: rounds, medians, what is void, and how results are shown.
 //! Always: subject and baseline run interleaved in blocks of the same minute; only ratios are judged; what could not
 //! be measured is never called met.
 

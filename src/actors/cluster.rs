@@ -1,7 +1,8 @@
 //! Shell of a local cluster: inventory, health, convergence of its VMs, owed clean-ups.
 //! Owns: the evidence about the cluster's driver and the repairs under way. Always: one repair per VM at a time; what
 //! a job moves is left to the job; a host that died is started again, its VMs are shown as lost and not restarted by
-//! themselves. Not here: what to do about a VM (`decision/converge.rs`), what the evidence means (`decision/membership.rs`).
+//! themselves.
+//! Not here: what to do about a VM (`decision/converge.rs`), what the evidence means (`decision/membership.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -274,7 +275,7 @@ impl Cluster {
         });
     }
 
-    /// Law 6.3: an attempt given up before its hold is recorded as `Abort` too, and only then is the guest resumed.
+    /// Law 6.3 e: an attempt given up before its hold is recorded as `Abort` too, and only then is the guest resumed.
     fn abort_and_resume(&mut self, vm: VmId, attempt: HostAttempt) {
         self.repairing.insert(vm);
         let (me, driver, ctx) = (self.me.clone(), self.driver.clone(), self.ctx.clone());

@@ -1,6 +1,6 @@
 //! What the actors of one region share. Owns: handles to the store, links, drivers and running jobs of this region.
 //! Always: no global state, so that several regions fit into one process.
-//! Not here: how it is put together (`node.rs`).
+//! Not here: how it is put together (`node/`).
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

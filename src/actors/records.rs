@@ -1,5 +1,5 @@
 //! What actors keep in the store. Owns: the records of jobs, ledgers, clean-ups and request keys, version 1.
-//! Always: a field is never changed in place; a new version is a new type with a `migrate` (style §2.2, convention 8).
+//! Always: a field is never changed in place; a new version is a new type with a `migrate`.
 
 use serde::{Deserialize, Serialize};
 

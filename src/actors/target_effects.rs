@@ -244,7 +244,7 @@ impl Effect {
         }
     }
 
-    /// Law 6.3: the target is told by the decision itself; a lost message is made up for by asking.
+    /// Law 6.3 f: the target is told by the decision itself; a lost message is made up for by asking.
     async fn ask_decision(&self) {
         let mut pause = Duration::from_millis(500);
         loop {

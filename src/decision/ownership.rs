@@ -1,7 +1,7 @@
 //! Ownership (architecture §6). Owns: what was decided about each attempt to move a VM, and who owns it after.
-//! Always: of the proposals for one attempt the first recorded wins; nothing in it depends on time; the highest decided
-//! attempt is kept as long as the VM exists, and it and lower ones are refused.
-//! Not here: where the record lies (until consensus: the source region's store), who proposes (`migration/source.rs`).
+//! Always (law 6.3 e): of the proposals for one attempt the first recorded wins; nothing in it depends on time; the
+//! highest decided attempt is kept, and it and lower ones are refused.
+//! Not here: where the record lies (until consensus: the source region's store), who proposes (`migration/source/`).
 
 use serde::{Deserialize, Serialize};
 

@@ -106,7 +106,7 @@ pub enum HostReply {
     Snapshot(SnapshotInfo),
 }
 
-/// What a driver can do; verified, not believed, when a cluster joins.
+/// What a driver says that it can do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostCapabilities {
@@ -252,7 +252,10 @@ impl HostError {
 
 /// One cluster's driver, as the node sees it.
 pub trait Hypervisor: Send + Sync + 'static {
-    /// Performs `call`, at most until `deadline`; a repeat with the same `operation` gives the same answer.
+    /// Performs `call`, at most until `deadline`. It may be repeated: what a call with an attempt came to is known from
+    /// the attempt and the fence that the host keeps. `Create`, `Start`, `Stop` and `Delete` have no attempt: of the
+    /// latest that succeeded the answer is remembered by `operation`, in memory and up to a limit, so that a late
+    /// duplicate is not done again.
     fn call(
         &self,
         operation: OperationId,

@@ -138,7 +138,7 @@ fn context(dir: &Path, config: &Config, clock: Clock, store: Store) -> Result<Co
     ))
 }
 
-/// How long a leaf lives (architecture §4).
+/// How long a leaf lives (law 8.1).
 const LEAF_LIFE: Millis = Millis(24 * 3_600_000);
 
 fn links(

@@ -1,5 +1,5 @@
-//! Bodies of the messages between regions, version 1. Owns: what is said; enums are append-only, because postcard
-//! writes the position of a variant and of a field (golden bytes in `tests/fixtures/v1/` hold them).
+//! Bodies of the messages between regions, version 1. Owns: what is said. Always: enums are append-only and structs are
+//! never changed, because postcard writes the position of a variant and of a field.
 //! Not here: heads, kinds and limits (`envelope.rs`, `messages.rs`), who answers (`actors/inbound.rs`).
 
 use serde::{Deserialize, Serialize};

@@ -1,5 +1,5 @@
 //! The kinds of messages between regions. Owns: their numbers (append only, never reused) and their priority.
-//! Not here: their bodies, which belong to whoever sends and receives them.
+//! Not here: what each carries (`bodies.rs`), who answers it (`actors/inbound.rs`).
 
 use std::fmt;
 
@@ -10,11 +10,11 @@ pub struct Kind(pub u16);
 impl Kind {
     /// Between the two sides of a migration.
     pub const MIGRATION: Kind = Kind(1);
-    /// What a region says of its clusters and VMs.
+    /// What a region says of its clusters, and up to where it has the answers to its durable commands.
     pub const DIRECTORY: Kind = Kind(2);
     /// An API request that another region must answer.
     pub const API: Kind = Kind(3);
-    /// A region announces a change of its own: a new CA, a shutdown.
+    /// A durable command from the sender's outbox: a VM arrived there, or throw away what was received of one.
     pub const ANNOUNCE: Kind = Kind(4);
     /// A sign of life, by datagram.
     pub const HEARTBEAT: Kind = Kind(5);

@@ -1,5 +1,5 @@
 //! What survives the process. Owns: the state file, its tables, and what is promised about them.
-//! Not here: what any of it means (`decision/`), who asks (`actors/`, `admin/`), the Raft log (a file of its own, later).
+//! Not here: what any of it means (`decision/`), who asks (`actors/`, `admin/`).
 //!
 //! # The promise
 //! A transaction is *acknowledged* when [`Store::transact`] returned `Ok`. By the moment of a crash (of the process or

@@ -1,7 +1,7 @@
 //! Values with a version. Owns: the trait of everything that is stored, its marker, encoding and migration.
 //! Always: bytes carry kind and version; a newer version is refused and left untouched; an older one is migrated
 //! step by step. Payloads are postcard: field order is the format, so a stored type is frozen once released, and
-//! changed by a new type with the next version (style 3.8).
+//! changed by a new type with the next version.
 //! Not here: encryption (`seal.rs`).
 
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! Fencing (architecture §5 and law 6.1). Owns: what is newer than what.
+//! Fencing (laws 6.1 and 8.3). Owns: what is newer than what.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Identities. Owns: the grammar `[a-z0-9-]{1,63}` (architecture §10) and the minted ids of §5.
+//! Identities. Owns: the grammar `[a-z0-9-]{1,63}` and the minted ids (architecture §10).
 //! Always: a value of one of these types is valid; text from outside becomes one only by parsing.
 
 use std::fmt;
@@ -116,7 +116,7 @@ name!(
     NamespaceName
 );
 
-/// The number by which the registry knows a region; never reused (architecture §5).
+/// The number of a region: the first part of every id that it mints; never reused (architecture §10).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RegionNumber(pub u32);
 

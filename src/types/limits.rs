@@ -1,5 +1,6 @@
-//! Every limit of the system, tied to each other at compile time.
-//! Owns: how much of anything is allowed. Why a limit has its value stands beside it.
+//! Limits of the system, tied to each other at compile time.
+//! Owns: how much is allowed. Why a limit has its value stands beside it.
+//! Not here: some that one module alone needs; they stand in that module.
 
 use super::units::{KIB, MIB, Millis};
 

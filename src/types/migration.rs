@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Attempt, Fence, JobId, Millis, Place, PlanId, VmId, WallMillis};
 
-/// What is checked before a move (requirements §4).
+/// What is checked before a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum CheckCategory {
@@ -119,7 +119,7 @@ pub struct MigrationOptions {
     pub switch_deadline_ms: Option<u64>,
 }
 
-/// A plan (plan: `MigrationPlan`). Durations in the JSON are nanoseconds with an `…Ms` twin (requirements §4).
+/// A plan (plan: `MigrationPlan`). Durations in the JSON are nanoseconds with an `…Ms` twin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationPlan {
@@ -166,7 +166,7 @@ pub struct MigrationPlan {
     pub expires_at: WallMillis,
 }
 
-/// Phase of a job as the table of architecture §7 has it.
+/// State of a job as clients see it (architecture §4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
@@ -195,7 +195,7 @@ impl JobState {
     pub const fn is_end(self) -> bool {
         matches!(self, Self::Completed | Self::RolledBack | Self::Cancelled)
     }
-    /// NovaCron's five-valued status (requirements §4).
+    /// NovaCron's five-valued status (architecture §4).
     pub const fn nova_status(self) -> &'static str {
         match self {
             Self::Pending => "pending",

@@ -44,7 +44,7 @@ impl Tick {
 }
 
 /// A moment on the wall clock, milliseconds since 1970: for people and records, never for a decision.
-/// In JSON it is RFC 3339 in UTC (requirements §4), in the store and on the wire the bare number.
+/// In JSON it is RFC 3339 in UTC, in the store and on the wire the bare number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct WallMillis(pub u64);
 

@@ -61,7 +61,7 @@ pub enum GuestPower {
     Retired,
 }
 
-/// The owning region's record of a VM (architecture §5: a VM's spec and power state).
+/// The owning region's record of a VM (architecture §9: a VM's spec, wanted power and place).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VmRecord {

@@ -1,6 +1,6 @@
 //! The migration cores, both sides, with the host's rules, the log and the convergence core around them: a small world
-//! that tests drive. Owns: the exhaustive search (`search.rs`), random sequences (`random.rs`), each failure, repeat and
-//! crash at each step (`saga.rs`). Not here: single (state, event) pairs (`tests/migration_pairs.rs`).
+//! that tests drive. Owns: the exhaustive search (`search.rs`), random sequences (`random.rs`), each failure, repeat
+//! and crash at each step (`saga.rs`), each single (state, event) pair (`pairs.rs`).
 #![allow(clippy::print_stdout, reason = "the figures that these tests print are asked for")]
 
 mod intern;

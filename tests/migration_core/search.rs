@@ -1,6 +1,6 @@
-//! The exhaustive search (style of `switch_model.py`) over the product's own cores and rules.
+//! The exhaustive search over the product's own cores and rules.
 //! Owns: that in every world which can be reached within the limits the law holds, and that from every one of them an
-//! end, or a job that waits for a person for a reason on the short list, can still be reached by what the product does.
+//! end, or a job that waits for a person for a reason of law 7.4, can still be reached by what the product does.
 
 use super::intern::QuickMap;
 use super::model::Model;

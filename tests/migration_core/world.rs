@@ -79,7 +79,7 @@ pub enum Call {
     Repair(Side, HostEvent),
 }
 
-/// Ways to break the law, each of which a search must find (the arguments of `switch_model.py`).
+/// Ways to break the law, each of which a search must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Planted {
     /// The source proposes without its host's hold.

@@ -1,10 +1,10 @@
 //! What a move will take, before it begins. Owns: the arithmetic of pre-copy: rounds, bytes, duration, blackout.
 //! Always: the same figures give the same estimate; it never promises what a round of the real copy would refuse, since
 //! both judge by the same rule (`Round::downtime_us` against `SwitchRules::downtime_max`).
-//! Not here: measuring (`drivers/`), what an estimate means for a plan (`assess.rs`).
+//! Not here: measuring (`drivers/`), what an estimate means for a plan (`assess/`).
 //!
-//! The first round sends what was ever written. While a round of `t` seconds runs, the guest dirties `rate * t` bytes of
-//! memory, but never more than its working set, and of disk, but never more than what is in use: so the rounds are a
+//! The first round sends what was ever written. While a round of `t` seconds runs, the guest dirties `rate * t` bytes
+//! of memory, but never more than its working set, and of disk, but never more than what is in use: so the rounds are a
 //! geometric series with the ratio dirty rate / link rate, cut off at the working set.
 
 use serde::{Deserialize, Serialize};
@@ -40,8 +40,8 @@ pub struct Path {
 
 /// Round trips between pause and start that wait for each other: the last round's acknowledgement, seal, start.
 const SWITCH_ROUND_TRIPS: u64 = 3;
-/// Durable writes between pause and start that wait for each other: paused, sealed at the target, sealed and held at the
-/// source, the decision, the target's ownership.
+/// Durable writes between pause and start that wait for each other: paused, sealed at the target, sealed and held at
+/// the source, the decision, the target's ownership.
 const SWITCH_COMMITS: u64 = 6;
 
 impl Path {

@@ -9,7 +9,7 @@
 //! ```
 //! Owns: which event leads where, and what each state wants done. Always: a state *is* the intent of its step, so the
 //! commands of a state may be issued again after a crash; each is keyed by (job, attempt, step) and may be repeated.
-//! Not here: performing (`actors/`), the host's own rules (`drivers/embedded/rules.rs`).
+//! Not here: performing (`actors/`), the host's own rules (`drivers/embedded/rules/`).
 
 pub mod assess;
 pub mod estimate;

@@ -1,4 +1,4 @@
-//! The step table. Owns: which steps there are, which sides write and act in each, what is promised if a node dies there.
+//! The step table. Owns: which steps there are, which sides write and act in each, what is promised if a node dies.
 //! Always: kill points and failure points are enumerated from here, so a step without tests fails the build.
 
 use serde::{Deserialize, Serialize};
@@ -72,7 +72,7 @@ pub struct StepRow {
     pub name: &'static str,
     /// What happens in it, for people.
     pub description: &'static str,
-    /// The `/v2` state that it shows as (architecture §7).
+    /// The `/v2` state that it shows as (architecture §4).
     pub state: JobState,
     /// Whether it can still be undone.
     pub reversible: bool,

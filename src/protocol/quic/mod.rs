@@ -1,5 +1,6 @@
-//! Links over QUIC: the only place that names quinn. Owns: one UDP socket per region, on which it dials and is
-//! dialled; per peer one control and one bulk connection, so that a full window of bulk never delays a heartbeat.
+//! Links over QUIC: the only place that speaks it (`chaos/relay.rs` names quinn too, for its UDP sockets alone).
+//! Owns: one UDP socket per region, on which it dials and is dialled; per peer one control and one bulk connection, so
+//! that a full window of bulk never delays a heartbeat.
 //! Always: a handshake never holds up the accept loop, and there is a limit on how many there are; a refused peer costs
 //! a counter and a line in the log, and the node goes on.
 

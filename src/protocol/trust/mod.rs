@@ -1,8 +1,7 @@
-//! Trust (law, architecture §4). Owns: each region's own CA, the leaves that it signs, and which CA speaks for which
-//! region.
+//! Trust (law 8.1). Owns: each region's own CA, the leaves that it signs, and which CA speaks for which region.
 //! Always: a certificate is verified against the CA set of the region that it claims, and against nothing else; its
 //! names are compared exactly; a leaf lives at most a day. There is no federation CA.
-//! Not here: how TLS is driven (`quic/tls.rs`); who edits the trust store (configuration, later the registry).
+//! Not here: how TLS is driven (`quic/tls.rs`); who edits the trust store (the node, from its configuration).
 
 mod ca;
 mod identity;

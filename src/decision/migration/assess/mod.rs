@@ -1,6 +1,6 @@
 //! What is looked at before a move. Owns: the checks, their severity, their words, and whether a plan can be started.
-//! Always: a check that can't be looked at says so (`skipped`); a failed check of severity `blocking` makes the plan not
-//! executable, nothing else does; each message carries the figures and, unless it passed, what to do.
+//! Always: a check that can't be looked at says so (`skipped`); a failed check of severity `blocking` makes the plan
+//! not executable, nothing else does; each message carries the figures and, unless it passed, what to do.
 //! Not here: gathering the facts (`actors/`), the arithmetic (`estimate.rs`), the plan's struct (`plan.rs`).
 
 mod checks;
@@ -173,7 +173,7 @@ fn risks(facts: &Facts, estimate: &Estimate, checks: &[Check]) -> Vec<MigrationR
             ),
         });
     }
-    // True of every move (law 6.3): said, because it is the honest price.
+    // True of every move (law 6.3 f): said, because it is the honest price.
     list.push(MigrationRisk {
         severity: Severity::Info,
         description: format!(

@@ -9,8 +9,8 @@
 //!                                                       +----------------------+--> preparing (next attempt)
 //!                                                                                   | rolledBack | cancelled
 //! ```
-//! Always (law 6.3): nothing is held before the target says that it has everything; `Transfer` is proposed only after the
-//! hold; an attempt given up before its hold is recorded as `Abort` too; after `Transfer` only forward.
+//! Always (laws 6.3 and 7.2): nothing is held before the target says that it has everything; `Transfer` is proposed
+//! only after the hold; an attempt given up before its hold is recorded as `Abort` too; after `Transfer` only forward.
 //! Not here: the target's side (`target.rs`), the record of decisions (`ownership.rs`), performing (`actors/`).
 
 mod step;
@@ -62,7 +62,7 @@ pub enum Goal {
     RollBack,
 }
 
-/// The ends (architecture §7.4).
+/// The ends (law 7.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum End {
     /// The VM belongs to the target.
@@ -73,7 +73,7 @@ pub enum End {
     Cancelled,
 }
 
-/// Why a job needs a person: the short list of architecture §7.4.
+/// Why a job needs a person: the short list of law 7.4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ParkReason {
     /// The target lost the VM's memory after the decision; its disk is there.
@@ -428,7 +428,7 @@ pub fn writes(before: &Source, after: &Source) -> Vec<Write> {
     list
 }
 
-/// The fold of a journal. An input that does not advance is a corrupt journal (style §2.2).
+/// The fold of a journal. An input that does not advance is a corrupt journal: only what advances is written there.
 ///
 /// # Errors
 /// The position of the first input that the core does not take, and why.
