@@ -58,14 +58,37 @@ async fn the_watchdog_resumes_at_its_deadline_and_spends_the_attempt() {
     assert!(get(&a, vm).await.unwrap().tick > held.tick);
 }
 
-/// Copies everything and seals it at `b`; the source is paused.
-async fn copied(a: &LocalDriver, b: &LocalDriver, key: SwitchKey, spec: &VmSpec) {
+/// Begins to copy the guest from `a` to `b`, over the channel that is given back.
+async fn copying(a: &LocalDriver, b: &LocalDriver, key: SwitchKey, spec: &VmSpec) -> tokio::task::JoinHandle<()> {
     call(b, HostCall::PrepareReceive { key, spec: spec.clone(), fence: fence(2) }).await;
     call(a, HostCall::Send { key, bytes_per_second_max: None }).await;
-    let wire = connect(a, b, key).await;
+    connect(a, b, key).await
+}
+
+/// Copies everything and seals it at `b`; the source is paused.
+async fn copied(a: &LocalDriver, b: &LocalDriver, key: SwitchKey, spec: &VmSpec) {
+    let wire = copying(a, b, key, spec).await;
     call(a, pause(key, 60_000)).await;
     eventually("everything arrived", async || progress(a, key).await.drained).await;
     seal(b, key).await;
+    wire.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_seal_that_comes_before_the_end_of_the_last_round_waits_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (a, b) = (local(&dir.path().join("a"), "a").await, local(&dir.path().join("b"), "b").await);
+    let (vm, key, spec) = (vm(1), key(vm(1), 1), spec(busy()));
+    start(&a, vm, &spec).await;
+    let wire = copying(&a, &b, key, &spec).await;
+    eventually("a round ends", async || progress(&a, key).await.rounds > 0).await;
+    // The seal is asked for while the guest still runs: there is no last round yet.
+    let (sealed, stood) = tokio::join!(seal(&b, key), async {
+        ticked(&a, vm, 2).await;
+        call(&a, pause(key, 60_000)).await;
+        get(&a, vm).await.unwrap().tick
+    });
+    assert_eq!(sealed.tick, stood);
     wire.abort();
 }
 
@@ -143,9 +166,7 @@ async fn a_channel_of_a_stale_incarnation_is_closed_when_a_later_one_speaks() {
     let (a, b) = (local(&dir.path().join("a"), "a").await, local(&dir.path().join("b"), "b").await);
     let (vm, key, spec) = (vm(1), key(vm(1), 1), spec(busy()));
     start(&a, vm, &spec).await;
-    call(&b, HostCall::PrepareReceive { key, spec: spec.clone(), fence: fence(2) }).await;
-    call(&a, HostCall::Send { key, bytes_per_second_max: None }).await;
-    let wire = connect(&a, &b, key).await;
+    let wire = copying(&a, &b, key, &spec).await;
     eventually("it is connected", async || progress(&a, key).await.connected).await;
     let region = "eu".parse().unwrap();
     let cluster = "a-cluster".parse().unwrap();
@@ -165,9 +186,7 @@ async fn an_open_receipt_dies_with_its_host_and_begins_anew() {
     let (a, b) = (local(&dir.path().join("a"), "a").await, local(&dir.path().join("b"), "b").await);
     let (vm, key, spec) = (vm(1), key(vm(1), 1), spec(busy()));
     start(&a, vm, &spec).await;
-    call(&b, HostCall::PrepareReceive { key, spec: spec.clone(), fence: fence(2) }).await;
-    call(&a, HostCall::Send { key, bytes_per_second_max: None }).await;
-    let wire = connect(&a, &b, key).await;
+    let wire = copying(&a, &b, key, &spec).await;
     eventually("a round is over", async || progress(&a, key).await.rounds >= 1).await;
     b.crash();
     wire.abort();

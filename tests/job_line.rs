@@ -4,13 +4,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use novafed::admin::client::Ask;
-use novafed::admin::{CreatedVm, EventView, Page, VmView};
+use novafed::admin::client::{Ask, ClientError};
+use novafed::admin::{EventView, Page};
 use novafed::chaos::federation::{Federation, RegionPlan, Setup};
-use novafed::chaos::process::{Run, wait_for};
+use novafed::chaos::process::Run;
 use novafed::types::*;
-
-const END_MS_MAX: Millis = Millis(60_000);
 
 struct Line {
     fed: Federation,
@@ -49,56 +47,42 @@ impl Line {
             labels: BTreeMap::new(),
             program: GuestProgram { resident_bytes: 2 * MIB, disk_resident_bytes: MIB, ..GuestProgram::default() },
         };
-        let made: CreatedVm = self.fed.post(&self.eu, "/v2/vms", &spec).await.unwrap();
-        let vm = made.vm.unwrap().record.id;
-        wait_for("the VM to run", END_MS_MAX, async || {
-            let view: VmView = self.fed.get(&self.eu, &format!("/v2/vms/{vm}")).await.map_err(|e| e.to_string())?;
-            if view.power.word() == "running" { Ok(()) } else { Err(view.power.word().to_owned()) }
-        })
-        .await
-        .unwrap();
+        let vm = self.fed.create(&self.eu, &spec).await.unwrap().vm.unwrap().record.id;
+        self.fed.powered(&self.eu, vm, "running").await.unwrap();
         vm
     }
 
     /// Starts a move to `us`, at so many bytes per second.
     async fn start_move(&self, vm: VmId, rate: u64) -> JobId {
-        let plan = wait_for("an executable plan", END_MS_MAX, async || {
-            let options = serde_json::json!({ "maxDowntimeMs": 5_000, "bandwidthLimitBytesPerSecond": rate });
-            let request = serde_json::json!({ "vmID": vm, "targetClusterID": "us/us-a", "options": options });
-            let plan: MigrationPlan =
-                self.fed.post(&self.eu, "/v2/migration-plans", &request).await.map_err(|e| e.to_string())?;
-            if plan.executable { Ok(plan.id) } else { Err(format!("{:?}", plan.checks)) }
-        })
-        .await
-        .unwrap();
+        let options = MigrationOptions {
+            max_downtime_ms: Some(5_000),
+            bandwidth_limit_bytes_per_second: Some(rate),
+            ..MigrationOptions::default()
+        };
+        let plan = self.fed.planned(&self.eu, vm, &"us/us-a".parse().unwrap(), &options).await.unwrap();
         let request = serde_json::json!({ "planID": plan });
         let started: MigrationStatus = self.fed.post(&self.eu, "/v2/migrations", &request).await.unwrap();
         started.id
     }
 
-    async fn status(&self, job: JobId) -> Result<MigrationStatus, String> {
-        self.fed.get(&self.eu, &format!("/v2/migrations/{job}")).await.map_err(|e| e.to_string())
+    async fn status(&self, job: JobId) -> MigrationStatus {
+        self.fed.job(&self.eu, job).await.unwrap()
     }
 
-    async fn cancel(&self, job: JobId) -> MigrationStatus {
-        let ask = Ask::post(format!("/v2/migrations/{job}/cancel"));
-        self.fed.api(&self.eu).unwrap().typed(ask).await.unwrap()
+    async fn cancel(&self, job: JobId, key: &str) -> Result<MigrationStatus, ClientError> {
+        let ask = Ask::post(format!("/v2/migrations/{job}/cancel")).key(key);
+        self.fed.api(&self.eu).unwrap().typed(ask).await
     }
 
     async fn until(&self, job: JobId, what: &str, holds: impl Fn(&MigrationStatus) -> bool) -> MigrationStatus {
-        wait_for(what, END_MS_MAX, async || {
-            let status = self.status(job).await?;
-            if holds(&status) { Ok(status) } else { Err(format!("it is at {}: {:?}", status.phase, status.reason)) }
-        })
-        .await
-        .unwrap()
+        self.fed.until(&self.eu, job, what, holds).await.unwrap()
     }
 
     /// It waits, and says behind how many.
     async fn waits(&self, job: JobId, ahead: usize) {
         let words = format!("in line, {ahead} before it: 1 of at most 1 jobs run in eu");
         let waits = |status: &MigrationStatus| status.reason.as_ref().is_some_and(|reason| reason.starts_with(&words));
-        let status = self.until(job, &words, waits).await;
+        let status = self.until(job, "to wait", waits).await;
         assert_eq!((status.state, status.phase.as_str()), (JobState::Pending, "queue"));
     }
 
@@ -114,9 +98,15 @@ async fn jobs_beyond_the_limit_wait_in_line_and_go_in_order() {
     let mut line = Line::start(run.dir()).await;
     let vms =
         [line.create("one").await, line.create("two").await, line.create("three").await, line.create("four").await];
+    // Ids from the ninth on: as text, by which the store sorts, the tenth comes before it.
+    for number in 1..=8 {
+        let job = line.start_move(vms[0], 20_000).await;
+        line.cancel(job, &format!("use up {number}")).await.unwrap();
+        line.fed.end_of(&line.eu, job).await.unwrap();
+    }
     // So slow that it is under way until somebody cancels it.
     let slow = line.start_move(vms[0], 20_000).await;
-    line.until(slow, "the first to copy", |status| status.phase == "copy").await;
+    line.until(slow, "to copy", |status| status.phase == "copy").await;
     let mut jobs = Vec::new();
     for vm in &vms[1..] {
         jobs.push(line.start_move(*vm, 50_000_000).await);
@@ -126,27 +116,32 @@ async fn jobs_beyond_the_limit_wait_in_line_and_go_in_order() {
     }
 
     // One that waits is cancelled on the spot; nothing was done for it anywhere.
-    assert_eq!(line.cancel(jobs[0]).await.state, JobState::Cancelled);
+    for _ in 0..2 {
+        assert_eq!(line.cancel(jobs[0], "first").await.unwrap().state, JobState::Cancelled);
+    }
+    // The key of that request is no other's.
+    let other = line.cancel(jobs[1], "first").await.unwrap_err();
+    assert!(other.to_string().contains("used for another request"), "{other}");
     line.waits(jobs[1], 0).await;
 
     line.fed.kill_node(&line.eu.clone()).await.unwrap();
     line.fed.start_node(&line.eu.clone()).await.unwrap();
     line.fed.ready(&line.eu.clone()).await.unwrap();
-    line.until(slow, "the first to go on copying", |status| status.phase == "copy").await;
+    line.until(slow, "to go on copying", |status| status.phase == "copy").await;
     line.waits(jobs[1], 0).await;
     line.waits(jobs[2], 1).await;
 
-    line.cancel(slow).await;
+    line.cancel(slow, "slow").await.unwrap();
     for job in &jobs[1..] {
-        let status = line.until(*job, "it to end", |status| status.state.is_end()).await;
+        let status = line.fed.end_of(&line.eu, *job).await.unwrap();
         assert_eq!(status.state, JobState::Completed, "{:?}", status.reason);
     }
     // Each began only when the one before was over.
-    let mut before = line.status(slow).await.unwrap().completed_at.unwrap();
+    let mut before = line.status(slow).await.completed_at.unwrap();
     for job in &jobs[1..] {
         let went = line.journal(*job).await[0].at;
         assert!(before <= went, "{job} went at {went:?}, the one before it ended at {before:?}");
-        before = line.status(*job).await.unwrap().completed_at.unwrap();
+        before = line.status(*job).await.completed_at.unwrap();
     }
     drop(line);
     run.close().await.unwrap();

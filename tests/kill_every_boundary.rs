@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use novafed::admin::client::{Ask, ClientError};
-use novafed::admin::{CreatedVm, LinkView, Page, VmView};
+use novafed::admin::{LinkView, Page, VmView};
 use novafed::chaos::federation::{Federation, RegionPlan, Setup};
 use novafed::chaos::process::{Run, wait_for};
 use novafed::decision::migration::steps::{KillPoint, Moment, Side, Step};
@@ -107,14 +107,8 @@ impl Bench {
     async fn create(&mut self) -> (VmId, VmSpec) {
         self.number += 1;
         let spec = spec(&format!("guest-{}", self.number), self.number);
-        let made: CreatedVm = self.fed.post(&self.eu, "/v2/vms", &spec).await.unwrap();
-        let vm = made.vm.unwrap().record.id;
-        wait_for("the VM to run", END_MS_MAX, async || {
-            let view: VmView = self.fed.get(&self.eu, &format!("/v2/vms/{vm}")).await.map_err(|e| e.to_string())?;
-            if view.power.word() == "running" { Ok(()) } else { Err(view.power.word().to_owned()) }
-        })
-        .await
-        .unwrap();
+        let vm = self.fed.create(&self.eu, &spec).await.unwrap().vm.unwrap().record.id;
+        self.power(vm, "running").await;
         (vm, spec)
     }
 
@@ -123,15 +117,7 @@ impl Bench {
     }
 
     async fn plan_with(&self, vm: VmId, options: &serde_json::Value) -> PlanId {
-        wait_for("an executable plan", END_MS_MAX, async || {
-            let request = serde_json::json!({ "vmID": vm, "targetClusterID": "us/us-a", "options": options });
-            let plan: MigrationPlan =
-                self.fed.post(&self.eu, "/v2/migration-plans", &request).await.map_err(|e| e.to_string())?;
-            let failed: Vec<_> = plan.checks.iter().filter(|c| c.status == CheckStatus::Failed).collect();
-            if plan.executable { Ok(plan.id) } else { Err(format!("{failed:?}")) }
-        })
-        .await
-        .unwrap()
+        self.fed.planned(&self.eu, vm, &place("us/us-a"), options).await.unwrap()
     }
 
     /// A client that repeats an unanswered request with its key, as the API asks it to.
@@ -169,17 +155,7 @@ impl Bench {
     }
 
     async fn end_of(&self, job: JobId) -> MigrationStatus {
-        wait_for("the job to end", END_MS_MAX, async || {
-            let status: MigrationStatus =
-                self.fed.get(&self.eu, &format!("/v2/migrations/{job}")).await.map_err(|e| e.to_string())?;
-            if status.state.is_end() {
-                Ok(status)
-            } else {
-                Err(format!("{:?} at {}: {:?}", status.state, status.phase, status.reason))
-            }
-        })
-        .await
-        .unwrap()
+        self.fed.end_of(&self.eu, job).await.unwrap()
     }
 
     /// What the regions owe each other by their outboxes is delivered, and acknowledged.
@@ -199,11 +175,8 @@ impl Bench {
 
     async fn a_cancelled_move_leaves_nothing_at_the_target(&mut self) {
         let (vm, _) = self.create().await;
-        let request = serde_json::json!({
-            "vmID": vm, "targetClusterID": "us/us-a", "options": { "bandwidthLimitBytesPerSecond": 200_000 },
-        });
-        let plan: MigrationPlan = self.fed.post(&self.eu, "/v2/migration-plans", &request).await.unwrap();
-        let job = self.start_move(plan.id, "to-be-cancelled").await.unwrap().id;
+        let plan = self.plan_with(vm, &serde_json::json!({ "bandwidthLimitBytesPerSecond": 200_000 })).await;
+        let job = self.start_move(plan, "to-be-cancelled").await.unwrap().id;
         let cancel = Ask::post(format!("/v2/migrations/{job}/cancel"));
         let _: MigrationStatus = self.fed.api(&self.eu).unwrap().typed(cancel).await.unwrap();
         assert_eq!(self.end_of(job).await.state, JobState::Cancelled);
@@ -327,21 +300,11 @@ impl Bench {
     }
 
     async fn copying(&self, job: JobId) {
-        wait_for("some of it to be copied", END_MS_MAX, async || {
-            let status: MigrationStatus =
-                self.fed.get(&self.eu, &format!("/v2/migrations/{job}")).await.map_err(|e| e.to_string())?;
-            if status.bytes_acknowledged > 400_000 { Ok(()) } else { Err(format!("{:?}", status.phase)) }
-        })
-        .await
-        .unwrap();
+        let some = |status: &MigrationStatus| status.bytes_acknowledged > 400_000;
+        self.fed.until(&self.eu, job, "to copy some of it", some).await.unwrap();
     }
 
     async fn power(&self, vm: VmId, word: &str) {
-        wait_for("the VM's power", END_MS_MAX, async || {
-            let view: VmView = self.fed.get(&self.eu, &format!("/v2/vms/{vm}")).await.map_err(|e| e.to_string())?;
-            if view.power.word() == word { Ok(()) } else { Err(view.power.word().to_owned()) }
-        })
-        .await
-        .unwrap();
+        self.fed.powered(&self.eu, vm, word).await.unwrap();
     }
 }

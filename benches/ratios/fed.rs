@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use novafed::admin::client::Ask;
-use novafed::admin::{CreatedVm, LinkView, Page, VmView};
+use novafed::admin::{LinkView, Page};
 use novafed::chaos::federation::{Federation, RegionPlan, Setup};
 use novafed::chaos::process::{Run, wait_for};
 use novafed::types::*;
@@ -72,10 +72,6 @@ impl Two {
         run.close().await.expect("nothing is left behind");
     }
 
-    pub fn cluster(name: &RegionName) -> String {
-        format!("{name}/{name}-a")
-    }
-
     /// Reads from a region.
     pub async fn get<T: DeserializeOwned>(&self, region: &RegionName, path: &str) -> Result<T, String> {
         self.fed.get(region, path).await.map_err(|error| error.to_string())
@@ -83,28 +79,19 @@ impl Two {
 
     /// Creates a VM at `region`.
     pub async fn create(&self, region: &RegionName, spec: &VmSpec) -> VmId {
-        let made: CreatedVm = self.fed.post(region, "/v2/vms", spec).await.expect("it is created");
+        let made = self.fed.create(region, spec).await.expect("it is created");
         made.vm.expect("it was no dry run").record.id
     }
 
     /// Waits until a VM runs.
     pub async fn runs(&self, region: &RegionName, vm: VmId) {
-        let running = wait_for("the VM to run", PATIENCE, async || {
-            let view: VmView = self.get(region, &format!("/v2/vms/{vm}")).await?;
-            if view.power.word() == "running" { Ok(()) } else { Err(view.power.word().to_owned()) }
-        });
-        running.await.expect("it runs");
+        self.fed.powered(region, vm, "running").await.expect("it runs");
     }
 
     /// A plan to move `vm` from one region to the other that can be started.
     pub async fn plan(&self, from: &RegionName, to: &RegionName, vm: VmId, options: &MigrationOptions) -> PlanId {
-        let planned = wait_for("an executable plan", PATIENCE, async || {
-            let request = serde_json::json!({ "vmID": vm, "targetClusterID": Two::cluster(to), "options": options });
-            let plan: MigrationPlan =
-                self.fed.post(from, "/v2/migration-plans", &request).await.map_err(|e| e.to_string())?;
-            if plan.executable { Ok(plan.id) } else { Err(format!("{:?}", plan.checks)) }
-        });
-        planned.await.expect("it can be planned")
+        let to = Place { region: to.clone(), cluster: format!("{to}-a").parse().expect("a name") };
+        self.fed.planned(from, vm, &to, options).await.expect("it can be planned")
     }
 
     /// Starts a plan.
@@ -122,11 +109,7 @@ impl Two {
 
     /// Waits for the end of a job.
     pub async fn end_of(&self, from: &RegionName, job: JobId) -> MigrationStatus {
-        let ended = wait_for("the job to end", PATIENCE, async || {
-            let status: MigrationStatus = self.get(from, &format!("/v2/migrations/{job}")).await?;
-            if status.state.is_end() { Ok(status) } else { Err(format!("{}: {:?}", status.phase, status.reason)) }
-        });
-        ended.await.expect("it ends")
+        self.fed.end_of(from, job).await.expect("it ends")
     }
 
     /// Waits until both ends of the link know its round trip to be about `rtt`, and says what they measure, the mean in

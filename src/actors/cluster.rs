@@ -19,7 +19,7 @@ use crate::decision::ownership::{Decision, Proposed};
 use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, VmObservation};
 use crate::store::{StoreError, Work};
 use crate::types::{
-    ClusterId, ClusterState, ClusterView, HostName, Millis, OperationId, SwitchKey, Tick, VmId, VmRecord, limits,
+    ClusterId, ClusterState, ClusterView, Fence, HostName, Millis, OperationId, SwitchKey, Tick, VmId, VmRecord, limits,
 };
 
 /// How often the host is asked for its inventory.
@@ -210,22 +210,12 @@ impl Cluster {
             let decisions = tables::decisions(&self.ctx.store, vm)?;
             let seen = self.seen.get(&vm).map(seen_of);
             let mine = record.filter(|record| record.cluster == self.id);
-            // The first that is owed of copies as old as the one that is seen.
-            let owed_here = owed.iter().find(|cleanup| {
-                cleanup.kind == CleanupKind::Purge
-                    && cleanup.vm == vm
-                    && seen.as_ref().is_some_and(|seen| seen.fence < cleanup.fence)
-            });
-            let repair = converge::converge(
-                &here,
-                mine,
-                &decisions,
-                owed_here.map(|cleanup| cleanup.fence),
-                job,
-                seen.as_ref(),
-                self.may_start_lost.contains(&vm),
-            );
-            self.repair(vm, repair, mine.cloned(), owed_here);
+            let retiring: Vec<&Cleanup> =
+                owed.iter().filter(|owed| owed.kind == CleanupKind::Purge && owed.vm == vm).collect();
+            let fences: Vec<Fence> = retiring.iter().map(|owed| owed.fence).collect();
+            let may_start = self.may_start_lost.contains(&vm);
+            let repair = converge::converge(&here, mine, &decisions, &fences, job, seen.as_ref(), may_start);
+            self.repair(vm, repair, mine.cloned(), &retiring);
         }
         self.clean_up(owed)
     }
@@ -236,7 +226,7 @@ impl Cluster {
         open.into_iter().filter(|job| job.first.to.cluster == self.id).map(|job| job.first.vm).collect()
     }
 
-    fn repair(&mut self, vm: VmId, repair: Repair, record: Option<VmRecord>, owed: Option<&Cleanup>) {
+    fn repair(&mut self, vm: VmId, repair: Repair, record: Option<VmRecord>, retiring: &[&Cleanup]) {
         let key = |attempt: HostAttempt| SwitchKey { vm, job: attempt.job, attempt: attempt.attempt };
         let fence = record.as_ref().map(|record| record.fence);
         let call = match (repair, record) {
@@ -255,6 +245,7 @@ impl Cluster {
             (Repair::Create | Repair::Start | Repair::Stop, None) => return,
             (Repair::Retire { fence }, _) => {
                 let attempt = self.seen.get(&vm).map(|seen| seen.attempt).unwrap_or_default();
+                let owed = retiring.iter().find(|cleanup| cleanup.fence == fence);
                 let Some(job) = owed.and_then(|cleanup| cleanup.job) else {
                     self.trouble.insert(vm, "it moved away, and no clean-up names the job that moved it".into());
                     return;

@@ -1,4 +1,4 @@
-//! What the actors of one region share. Owns: handles to the store, links, drivers and running jobs of this region.
+//! What the actors of one region share. Owns: handles to the store, links, drivers and open jobs of this region.
 //! Always: no global state, so that several regions fit into one process.
 //! Not here: how it is put together (`node/`).
 

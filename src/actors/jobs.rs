@@ -10,18 +10,33 @@ use tokio::task::JoinSet;
 
 use super::context::Context;
 use super::mailbox::{Admission, Class, Handle};
+use super::records::SourceJobRecord;
 use super::serve::{Ctx, Exit, HandlerError, Serve, Start};
 use super::source_job::{SourceJob, SourceMessage};
 use super::target_job::{TargetJob, TargetMessage};
 use super::{ChildSpec, tables};
 use crate::decision::line::Standing;
-use crate::decision::migration::source::{Event, Input, Phase};
+use crate::decision::migration::source::{Event, Input};
 use crate::decision::migration::steps::Side;
 use crate::store::StoreError;
 use crate::types::{JobId, limits};
 
 /// Jobs whose actors are started at once: a start folds a journal.
 const STARTS_AT_ONCE: usize = 32;
+
+/// Puts every open job where it stood: before anybody can ask for another one. Those that ran go on in any case, and
+/// only then is there a place for those that waited.
+///
+/// # Errors
+/// The store's.
+pub fn line_up(ctx: &Context) -> Result<(), StoreError> {
+    for SourceJobRecord { first, .. } in tables::open_jobs(&ctx.store)?.0 {
+        let checkpoint = tables::source_checkpoint(&ctx.store, first.job)?;
+        let phase = checkpoint.map_or(first.phase, |checkpoint| checkpoint.state.phase);
+        ctx.with_jobs(|jobs| jobs.line.stand(first.job, Standing::of(phase.step())));
+    }
+    Ok(())
+}
 
 /// Runs every open job again: at the start of a process.
 ///
@@ -30,12 +45,6 @@ const STARTS_AT_ONCE: usize = 32;
 pub async fn run_all(ctx: &Arc<Context>) -> Result<usize, StoreError> {
     let (source, target) = tables::open_jobs(&ctx.store)?;
     let count = source.len() + target.len();
-    // Those that ran go on in any case; only then is there a place for those that waited.
-    for record in &source {
-        let checkpoint = tables::source_checkpoint(&ctx.store, record.first.job)?;
-        let standing = standing(&checkpoint.map_or_else(|| record.first.clone(), |c| c.state).phase);
-        ctx.with_jobs(|jobs| jobs.line.stand(record.first.job, standing));
-    }
     // The target's side first: a source asks at once.
     let target = target.iter().map(|record| (Side::Target, record.first.job));
     let all: Vec<_> = target.chain(source.iter().map(|record| (Side::Source, record.first.job))).collect();
@@ -55,30 +64,8 @@ pub async fn run_all(ctx: &Arc<Context>) -> Result<usize, StoreError> {
     Ok(count)
 }
 
-fn standing(phase: &Phase) -> Standing {
-    match phase {
-        Phase::Queued => Standing::Waits,
-        Phase::Parked { .. } | Phase::Ended(_) => Standing::Away,
-        Phase::Reserving
-        | Phase::Preparing
-        | Phase::Copying
-        | Phase::Pausing
-        | Phase::Sealing
-        | Phase::Holding
-        | Phase::Deciding { .. }
-        | Phase::Switching { .. }
-        | Phase::Verifying { .. }
-        | Phase::Resuming
-        | Phase::Reviving => Standing::Runs,
-    }
-}
-
-/// Takes note of the phase that a job is in, and lets those go for which there is a place now.
-pub fn entered(ctx: &Context, job: JobId, phase: &Phase) {
-    stand(ctx, job, standing(phase));
-}
-
-fn stand(ctx: &Context, job: JobId, standing: Standing) {
+/// Takes note of where a job stands, and lets those go for which there is a place now.
+pub fn stand(ctx: &Context, job: JobId, standing: Standing) {
     let go: Vec<_> = ctx.with_jobs(|jobs| {
         jobs.line.stand(job, standing);
         jobs.line.admit().iter().filter_map(|job| jobs.source.get(job).cloned()).collect()
@@ -183,8 +170,17 @@ impl Serve for SourceActor {
         let Some(record) = tables::source_job(&self.ctx.store, self.job)? else {
             return self.over().await;
         };
-        let mut shell = SourceJob::load(self.ctx.clone(), ctx.this(), record)?;
+        let mut shell = match SourceJob::load(self.ctx.clone(), ctx.this(), record) {
+            Ok(shell) => shell,
+            Err(error) => {
+                // It can't run; nobody else need wait for its place.
+                stand(&self.ctx, self.job, Standing::Away);
+                return Err(error);
+            }
+        };
         if self.crashes + 1 >= limits::JOB_CRASHES_MAX {
+            // Also if it does not even get as far as to park.
+            stand(&self.ctx, self.job, Standing::Away);
             // One more would park the actor where only the tree shows it: the job parks itself instead.
             let input = Input { attempt: shell.state.attempt, step: None, event: Event::Quarantined };
             ctx.this().cast(Class::Fencing, SourceMessage::Input(input))?;

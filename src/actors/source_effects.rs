@@ -18,9 +18,10 @@ use crate::decision::migration::{TargetAnswer, TargetRequest};
 use crate::drivers::{End, HostCall, HostError, HostReply, Hypervisor, SwitchKey, TransferProgress, VmObservation};
 use crate::types::{Attempt, GuestPower, Millis, OperationId, limits};
 
-/// How often a transfer is looked at, at least and at most.
+/// Longest pause between two looks at a transfer.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+/// The shortest: of a round that is about to end.
+const LOOK_SOON: Duration = Duration::from_millis(5);
 /// So many looks in a row at a cut channel, about a second, before the target is asked about it.
 const LOOKS_BEFORE_ASKING: u32 = 20;
 /// First and last pause before asking again.
@@ -274,7 +275,7 @@ async fn report(effect: &Effect) -> Option<TransferProgress> {
 /// Rounds of pre-copy: the host sends by itself through the pump; here it is watched.
 async fn copy(effect: &Effect) {
     let mut cut_looks = 0_u32;
-    let mut pause = LOOK_AGAIN;
+    let mut pause = LOOK_SOON;
     loop {
         tokio::time::sleep(std::mem::replace(&mut pause, LOOK_EVERY)).await;
         let Some(progress) = report(effect).await else {
@@ -311,7 +312,7 @@ async fn copy(effect: &Effect) {
 /// Half of what is left of the round, so that its end is not slept over: the guest dirties more meanwhile.
 fn until_next_look(progress: &TransferProgress) -> Duration {
     let half_us = progress.remaining_bytes.saturating_mul(500_000) / progress.bytes_per_second.max(1);
-    Duration::from_micros(half_us).clamp(LOOK_AGAIN, LOOK_EVERY)
+    Duration::from_micros(half_us).clamp(LOOK_SOON, LOOK_EVERY)
 }
 
 /// While the channel is cut: a target whose host died makes it ready again when it is asked to prepare, or says that

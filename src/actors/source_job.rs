@@ -14,7 +14,7 @@ use super::records::{Cleanup, CleanupKind, SourceCheckpoint, SourceJobEnded, Sou
 use super::serve::{Exit, HandlerError};
 use super::tables::{self, JobEntry, JournalEntry, store_failed};
 use super::{jobs, source_effects, vms};
-use crate::decision::line::Waiting;
+use crate::decision::line::{Standing, Waiting};
 use crate::decision::migration::Verdict;
 use crate::decision::migration::source::{self, Command, Event, Input, Phase, Source, Write};
 use crate::decision::migration::steps::{Moment, Side, Step};
@@ -114,7 +114,7 @@ impl SourceJob {
     /// Issues the commands of the state it was read back with.
     pub async fn begin(&mut self) -> Result<(), HandlerError> {
         tracing::info!(job = %self.state.job, step = self.state.phase.step().name(), resumed = self.resumed, "job runs");
-        jobs::entered(&self.ctx, self.state.job, &self.state.phase);
+        jobs::stand(&self.ctx, self.state.job, Standing::of(self.state.phase.step()));
         self.perform().await
     }
 
@@ -267,7 +267,7 @@ impl SourceJob {
             self.ctx.events.job(self.ctx.clock.wall(), next.job, next.phase.step().name());
         }
         self.state = next;
-        jobs::entered(&self.ctx, self.state.job, &self.state.phase);
+        jobs::stand(&self.ctx, self.state.job, Standing::of(self.state.phase.step()));
         self.ctx.kill.pass(self.state.phase.step(), Side::Source, Moment::AfterWrite);
         if matches!(self.state.phase, Phase::Ended(_)) {
             self.ctx.changed(&self.state.from.cluster);

@@ -5,6 +5,7 @@
 pub mod demo;
 pub mod federation;
 pub mod invariants;
+pub mod moves;
 pub mod process;
 pub mod relay;
 pub mod world;

@@ -51,23 +51,23 @@ pub enum Repair {
     Report(&'static str),
 }
 
-/// Decides what to do about a VM. `record` is this region's record if it owns it; `owed` the fence with which a recorded
-/// transfer retires the copy here; `job` says that a live job moves it from or to this cluster; `lost_may_start` that a
-/// person asked for a start from disk after its memory was lost.
+/// Decides what to do about a VM. `record` is this region's record if it owns it; `owed` the fences, lowest first, with
+/// which recorded transfers retire copies here; `job` says that a live job moves it from or to this cluster;
+/// `lost_may_start` that a person asked for a start from disk after its memory was lost.
 pub fn converge(
     here: &Place,
     record: Option<&VmRecord>,
     decisions: &VmDecisions,
-    owed: Option<Fence>,
+    owed: &[Fence],
     job: bool,
     seen: Option<&Seen>,
     lost_may_start: bool,
 ) -> Repair {
     // Also once the VM came back to another cluster of this region, or went on from where it moved to: what is owed names
     // the copy, by the fence that it was retired with, and no later one.
-    if let (Some(fence), Some(seen)) = (owed, seen)
-        && seen.fence < fence
+    if let Some(seen) = seen
         && !matches!(seen.power, GuestPower::Retired | GuestPower::Receiving)
+        && let Some(fence) = owed.iter().copied().find(|fence| seen.fence < *fence)
     {
         return Repair::Retire { fence };
     }
@@ -162,7 +162,7 @@ mod tests {
         for power in POWERS {
             for job in [false, true] {
                 let repair =
-                    converge(&eu, Some(&record(DesiredPower::Running)), &gone, None, job, Some(&seen(power)), true);
+                    converge(&eu, Some(&record(DesiredPower::Running)), &gone, &[], job, Some(&seen(power)), true);
                 assert!(matches!(repair, Repair::Retire { .. } | Repair::Nothing), "{power:?} {repair:?}");
             }
         }
@@ -176,11 +176,11 @@ mod tests {
         let held = Seen { hold: Some(job), ..seen(GuestPower::Paused) };
         let none = VmDecisions::default();
         let r = record(DesiredPower::Running);
-        assert!(matches!(converge(&eu, Some(&r), &none, None, false, Some(&held), true), Repair::Report(_)));
+        assert!(matches!(converge(&eu, Some(&r), &none, &[], false, Some(&held), true), Repair::Report(_)));
         let aborted = VmDecisions { decided: Some((Attempt(1), Decision::Abort)), moved: None };
-        assert_eq!(converge(&eu, Some(&r), &aborted, None, false, Some(&held), false), Repair::ReleaseHold(job));
+        assert_eq!(converge(&eu, Some(&r), &aborted, &[], false, Some(&held), false), Repair::ReleaseHold(job));
         for power in POWERS {
-            assert_eq!(converge(&eu, Some(&r), &none, None, true, Some(&seen(power)), true), Repair::Nothing);
+            assert_eq!(converge(&eu, Some(&r), &none, &[], true, Some(&seen(power)), true), Repair::Nothing);
         }
     }
 
@@ -190,13 +190,13 @@ mod tests {
         let none = VmDecisions::default();
         let r = record(DesiredPower::Running);
         let lost = seen(GuestPower::Lost);
-        assert!(matches!(converge(&eu, Some(&r), &none, None, false, Some(&lost), false), Repair::Report(_)));
-        assert_eq!(converge(&eu, Some(&r), &none, None, false, Some(&lost), true), Repair::Start);
+        assert!(matches!(converge(&eu, Some(&r), &none, &[], false, Some(&lost), false), Repair::Report(_)));
+        assert_eq!(converge(&eu, Some(&r), &none, &[], false, Some(&lost), true), Repair::Start);
         assert!(matches!(
-            converge(&eu, None, &none, None, false, Some(&seen(GuestPower::Running)), false),
+            converge(&eu, None, &none, &[], false, Some(&seen(GuestPower::Running)), false),
             Repair::Report(_)
         ));
-        assert_eq!(converge(&eu, Some(&r), &none, None, false, None, false), Repair::Create);
+        assert_eq!(converge(&eu, Some(&r), &none, &[], false, None, false), Repair::Create);
     }
 
     #[test]
@@ -204,7 +204,7 @@ mod tests {
         let eu = "eu/eu-a".parse().unwrap();
         let none = VmDecisions::default();
         let fence = Fence { epoch: 2, generation: 1 };
-        let owed = Some(fence);
+        let owed = &[fence, Fence { epoch: 2, generation: 2 }];
         let old = seen(GuestPower::Lost);
         // The VM is at another cluster of this region by now: nothing else says that this copy is an old one.
         assert_eq!(converge(&eu, None, &none, owed, false, Some(&old), false), Repair::Retire { fence });

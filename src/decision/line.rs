@@ -1,10 +1,11 @@
 //! The line of a region's jobs. Owns: which of them may run, which wait.
 //! Always: whoever asked first goes first; nobody waits while a place is free; a place is given only while fewer than the
-//! limit run. More run only where they did before the process, or the limit, changed: what runs is never sent back.
+//! limit run. What has begun never waits again, so more run only after the limit was lowered, or while parked jobs go on.
 //! Not here: durability (a job's own journal says whether it waits, so the line is rebuilt from the jobs).
 
 use std::collections::BTreeSet;
 
+use crate::decision::migration::steps::Step;
 use crate::types::JobId;
 
 /// Where a job stands.
@@ -16,6 +17,28 @@ pub enum Standing {
     Runs,
     /// It is over, or needs a person: it keeps no place, or a few such jobs would stop all others.
     Away,
+}
+
+impl Standing {
+    /// Where a job stands in `step`.
+    pub fn of(step: Step) -> Standing {
+        match step {
+            Step::Queue => Standing::Waits,
+            Step::Park | Step::End => Standing::Away,
+            Step::Reserve
+            | Step::Prepare
+            | Step::Copy
+            | Step::Pause
+            | Step::Seal
+            | Step::Hold
+            | Step::Decide
+            | Step::Switch
+            | Step::Verify
+            | Step::Resume
+            | Step::Revive
+            | Step::Discard => Standing::Runs,
+        }
+    }
 }
 
 /// How a waiting job stands, for people.

@@ -54,7 +54,7 @@ pub enum HostCall {
     /// an earlier attempt than the highest seen is refused. `fence` is the one it will start with.
     PrepareReceive { key: SwitchKey, spec: VmSpec, fence: Fence },
     /// Verify that everything of the last round is there, sync the disk, and stay paused. Repeatable. It may come before
-    /// the end of that round: a driver waits for it a while, shorter than [`REQUEST_MS`](crate::types::limits::REQUEST_MS), then refuses.
+    /// the end of that round: a driver waits for it a while, well below the caller's deadline, then refuses.
     SealReceive { key: SwitchKey },
     /// Run what was received and sealed: the decision is `Transfer`. Repeatable.
     Activate { key: SwitchKey, fence: Fence },

@@ -76,6 +76,7 @@ pub async fn start(
     let clusters = root.add_supervisor(group("clusters"), Restart::Permanent).await.map_err(actors)?;
     let migrations = root.add_supervisor(group("migrations"), Restart::Permanent).await.map_err(actors)?;
     start_clusters(dir, config, &ctx, &clusters).await?;
+    jobs::line_up(&ctx)?;
     // From here on other regions are answered about moves.
     ctx.run_jobs_under(migrations);
     start_deliverers(&ctx, &links, &receiver).await.map_err(actors)?;

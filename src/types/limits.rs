@@ -14,13 +14,14 @@ pub const FRAME_BYTES_MAX: usize = 4 * MIB as usize;
 pub const FRAME_HEAD_BYTES_MAX: usize = 256;
 /// Streams that one peer may have open on its control connection.
 pub const PEER_STREAMS_MAX: u32 = 1024;
-/// Bulk streams that one peer may have open: channels of the migrations that run at once.
+/// Bulk streams that one peer may have open: channels of the migrations that run at once. A region that is configured to
+/// run more has the rest wait for a stream.
 pub const PEER_BULK_STREAMS_MAX: u32 = 64;
 /// Handshakes under way at once, of all peers.
 pub const HANDSHAKES_MAX: usize = 64;
 /// A handshake that takes longer is dropped.
 pub const HANDSHAKE_MS_MAX: Millis = Millis(5_000);
-/// A heartbeat datagram is sent this often.
+/// QUIC keeps a connection alive this often. Also how long the node waits for an actor of its own to say how it stands.
 pub const HEARTBEAT_MS: Millis = Millis(1_000);
 /// A connection on which nothing was heard for so long is closed and dialled again.
 pub const LINK_IDLE_MS_MAX: Millis = Millis(5_000);
@@ -146,5 +147,5 @@ const _: () = assert!(RESTART_PAUSE_MS_MAX.0 * (RESTARTS_MAX as u64) < RESTART_W
 const _: () = assert!(STOP_MS_MAX.0 < REGION_STOP_MS_MAX.0);
 const _: () = assert!(RESTART_PAUSE_MS_MIN.0 <= RESTART_PAUSE_MS_MAX.0);
 const _: () = assert!(HEARTBEAT_MS.0 * 2 < LINK_IDLE_MS_MAX.0);
-const _: () = assert!(JOBS_RUNNING <= JOBS_OPEN_MAX);
+const _: () = assert!(JOBS_RUNNING <= PEER_BULK_STREAMS_MAX as usize && JOBS_RUNNING <= JOBS_OPEN_MAX);
 const _: () = assert!(DOWNTIME_MS_MAX.0 < SWITCH_DEADLINE_MS.0);

@@ -608,7 +608,7 @@ impl Model {
         // Owed once the source knows of the transfer; a store that forgets it forgets what was owed too.
         let owes = side == Side::Source && self.source(w).decided_transfer() && decisions.moved.is_some();
         let owed = owes.then_some(self.source(w).next_fence);
-        let call = match converge(here, record, &decisions, owed, job, seen.as_ref(), true) {
+        let call = match converge(here, record, &decisions, owed.as_slice(), job, seen.as_ref(), true) {
             Repair::Nothing | Repair::Report(_) => return None,
             Repair::Create => HostEvent::Create { fence: record?.fence },
             Repair::Start => HostEvent::Start { fence: record?.fence },

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::DemoOptions;
 use super::report::{Killed, MoveReport};
 use super::stage::Stage;
-use crate::admin::{CreatedVm, LinkState, LinkView, Page, VmView};
+use crate::admin::{LinkState, LinkView, Page, VmView};
 use crate::chaos::federation::{Federation, HarnessError, READY_MS_MAX, RegionPlan, Setup};
 use crate::chaos::invariants::Ledger;
 use crate::chaos::process::wait_for;
@@ -204,7 +204,7 @@ impl<'a> Demo<'a> {
     }
 
     async fn create(&mut self, region: &RegionName, spec: VmSpec) -> Result<VmId, HarnessError> {
-        let made: CreatedVm = self.fed.post(region, "/v2/vms", &spec).await?;
+        let made = self.fed.create(region, &spec).await?;
         let vm = made.vm.ok_or_else(|| HarnessError::Plan("a VM was created and not shown".into()))?;
         let shape = spec.labels.get("shape").map_or("", String::as_str);
         self.stage.say(

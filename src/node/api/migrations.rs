@@ -23,13 +23,6 @@ impl RegionApi {
         let plan = tables::plan(&self.ctx.store, plan)?.ok_or_else(|| not_found("migration plan", plan))?;
         let dry_run = context.dry_run;
         let (ctx, settings) = (self.ctx.clone(), self.ctx.settings.clone());
-        let open = self.ctx.with_jobs(|jobs| jobs.source.len());
-        if open >= limits::JOBS_OPEN_MAX {
-            let text = format!("{open} jobs are open in {} already, which is the most allowed", self.ctx.region);
-            return Err(ApiError::new(ErrorCode::Busy, text)
-                .details(serde_json::json!({ "retryAfterMs": 5_000 }))
-                .hint("wait for some of them to end: novafed migration list"));
-        }
         self.ctx.kill.pass(Step::Queue, Side::Source, Moment::BeforeWrite);
         let begun = self
             .ctx
@@ -40,6 +33,14 @@ impl RegionApi {
                         ApiError::new(ErrorCode::Conflict, format!("the key was used for another request: {error}"))
                     })?;
                     return Ok((job, None));
+                }
+                let open = ctx.with_jobs(|jobs| jobs.source.len());
+                if open >= limits::JOBS_OPEN_MAX {
+                    let text = format!("{open} jobs are open in {} already, which is the most allowed", ctx.region);
+                    return Err(ApiError::new(ErrorCode::Busy, text)
+                        .details(serde_json::json!({ "retryAfterMs": 5_000 }))
+                        .hint("wait for some of them to end: novafed migration list")
+                        .into());
                 }
                 let now = ctx.clock.wall();
                 check_plan(&plan, now)?;

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::{RegionApi, not_found};
+use crate::actors::records::CleanupKind;
 use crate::actors::{Tree, TreeState};
 use crate::actors::{outbox, tables};
 use crate::admin::*;
@@ -105,12 +106,15 @@ impl RegionApi {
         }
         for owed in tables::cleanups(&self.ctx.store, None)? {
             all.push(OperationView {
-                id: format!("clean-up-{}-{}", owed.cluster, owed.vm),
+                id: format!("clean-up-{}-{}-{}", owed.cluster, owed.vm, owed.fence),
                 kind: "cleanUp".into(),
                 subject: owed.vm.to_string(),
                 state: "owed".into(),
                 progress: None,
-                reason: Some(format!("its disk at {} is removed after {}", owed.cluster, owed.due)),
+                reason: Some(match owed.kind {
+                    CleanupKind::Purge => format!("its disk at {} is removed after {}", owed.cluster, owed.due),
+                    CleanupKind::Delete => format!("it is deleted at {} once its host does it", owed.cluster),
+                }),
                 job: owed.job,
                 started_at: owed.due,
                 completed_at: None,
