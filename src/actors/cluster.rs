@@ -359,7 +359,7 @@ impl Cluster {
             used: balance.0.used,
             reserved: balance.0.reserved,
             vms: balance.1 as u64,
-            age_ms: age.unwrap_or(Millis(u64::MAX)),
+            age_ms: age,
             stale,
         }
     }

@@ -43,8 +43,8 @@ impl Directory {
         for entry in entries.values() {
             let since = now.since(entry.received);
             for view in &entry.clusters {
-                let age_ms = Millis(view.age_ms.0.saturating_add(since.0));
-                let stale = view.stale || age_ms > Context::fresh_for();
+                let age_ms = view.age_ms.map(|age| Millis(age.0.saturating_add(since.0)));
+                let stale = view.stale || age_ms.is_none_or(|age| age > Context::fresh_for());
                 let state = if stale { ClusterState::Unknown } else { view.state };
                 let reason = if stale && !view.stale {
                     format!("its region was last heard {since} ago; then it was {:?}: {}", view.state, view.reason)

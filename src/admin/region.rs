@@ -269,6 +269,8 @@ pub trait Region: Send + Sync + 'static {
     /// `OUTCOME_UNKNOWN` if it may have been.
     fn forward(&self, to: RegionName, request: Forwarded) -> Answer<'_, ForwardedReply>;
 
+    /// Whether it takes new work; `UNAVAILABLE` with the reason while it does not.
+    fn ready(&self) -> Answer<'_, ()>;
     /// The federation as this region sees it.
     fn status(&self) -> Answer<'_, FederationStatus>;
     /// Clusters of all regions, ordered by (region, id).

@@ -419,8 +419,8 @@ impl ResourceInventory {
                 sum.vms += cluster.vms;
             }
             if cluster.stale {
-                let (region, id, age) = (&cluster.region, &cluster.id, cluster.age_ms);
-                warnings.push(format!("cluster {region}/{id}: last known state is {age} old"));
+                let (region, id, age) = (&cluster.region, &cluster.id, cluster.age());
+                warnings.push(format!("cluster {region}/{id}: last known state is {age}"));
             }
         }
         Self { total, regions, clusters, warnings, observed_at }

@@ -63,7 +63,7 @@ fn cluster_rows(clusters: &[ClusterView]) -> Vec<Vec<String>> {
             cluster.vms.to_string(),
             amount(cluster.free()),
             amount(cluster.capacity),
-            age(Some(cluster.age_ms), cluster.stale),
+            age(cluster.age_ms, cluster.stale),
         ]
     };
     clusters.iter().map(row).collect()
@@ -100,7 +100,7 @@ pub(super) async fn cluster(client: &Client, out: &mut Output, verb: ClusterVerb
                 ("reserved", amount(cluster.reserved)),
                 ("free", amount(cluster.free())),
                 ("VMs", cluster.vms.to_string()),
-                ("seen", age(Some(cluster.age_ms), cluster.stale)),
+                ("seen", age(cluster.age_ms, cluster.stale)),
             ])?)
         }
     }

@@ -77,13 +77,17 @@ pub struct ClusterView {
     pub reserved: Resources,
     /// How many VMs it has.
     pub vms: u64,
-    /// How old this view is where it is shown.
-    pub age_ms: Millis,
+    /// How long ago, where it is shown, its host last told of it; null while it never has.
+    pub age_ms: Option<Millis>,
     /// Older than the bound within which a view counts as fresh.
     pub stale: bool,
 }
 
 impl ClusterView {
+    /// How old it is, in words.
+    pub fn age(&self) -> String {
+        self.age_ms.map_or_else(|| "not seen yet".to_owned(), |age| format!("{age} old"))
+    }
     /// What is neither used nor reserved.
     pub fn free(&self) -> Resources {
         self.capacity.minus(self.used).minus(self.reserved)

@@ -181,7 +181,7 @@ impl FakeRegion {
             used: Resources::default(),
             reserved: Resources::default(),
             vms,
-            age_ms: Millis(12),
+            age_ms: Some(Millis(12)),
             stale: false,
         }]
     }
@@ -334,6 +334,9 @@ impl Region for FakeRegion {
         Box::pin(async { Ok(vec![]) })
     }
 
+    fn ready(&self) -> Answer<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
     fn store(&self) -> Answer<'_, StoreStats> {
         Box::pin(async {
             Ok(StoreStats {

@@ -10,7 +10,7 @@ use crate::admin::call::{App, Call, ok};
 use crate::admin::region::PageQuery;
 use crate::admin::stream::{Follow, FollowQuery, follow};
 use crate::admin::views::*;
-use crate::types::{ApiError, ErrorCode};
+use crate::types::ApiError;
 
 /// The process answers
 #[utoipa::path(get, path = "/livez", tag = "health", responses((status = 200, body = Object)))]
@@ -22,12 +22,8 @@ pub(super) async fn livez() -> Response {
 #[utoipa::path(get, path = "/readyz", tag = "health", responses(
     (status = 200, body = Object), (status = "default", body = ErrorDocument)))]
 pub(super) async fn readyz(State(app): State<App>) -> Result<Response, ApiError> {
-    let store = app.region.store().await?;
-    if store.accepts_work {
-        return Ok(ok(&serde_json::json!({ "ready": true })));
-    }
-    let why = store.reason.unwrap_or_else(|| "its store takes no new work".to_owned());
-    Err(ApiError::new(ErrorCode::Unavailable, format!("region {} is not ready: {why}", app.region.name())))
+    app.region.ready().await?;
+    Ok(ok(&serde_json::json!({ "ready": true })))
 }
 
 /// What happened in this region; with `watch=true` as a stream of server-sent events

@@ -1,7 +1,7 @@
 //! The words of a placement. Owns: each reason with its figures. Always: it only tells what `mod.rs` decided.
 
 use super::{Alternative, Rejection, Request, Score};
-use crate::types::{ClusterState, ClusterView, Resources, human_bytes};
+use crate::types::{ClusterState, ClusterView, Millis, Resources, human_bytes};
 
 fn percent(permille: u64) -> String {
     format!("{}.{} %", permille / 10, permille % 10)
@@ -48,7 +48,10 @@ pub(super) fn winner(best: &Score, view: &ClusterView, others: usize, rejected: 
         (n, 0) => format!("the least loaded of {} that can take it", n + 1),
         (n, m) => format!("the least loaded of {} that can take it; {m} can't", n + 1),
     };
-    let age = if view.age_ms.0 == 0 { String::new() } else { format!(" (figures {} old)", view.age_ms) };
+    let age = match view.age_ms {
+        None | Some(Millis(0)) => String::new(),
+        Some(age) => format!(" (figures {age} old)"),
+    };
     format!("{} is {} and {} full with it: {left}{age}", best.place, state(best.state), percent(best.load_permille))
 }
 

@@ -95,7 +95,7 @@ pub struct Decision {
     /// The region whose ledger must promise the room first; `None` if the deciding region's own does.
     pub settled_by: Option<RegionName>,
     /// How old the figures are that it was decided on.
-    pub age_ms: Millis,
+    pub age_ms: Option<Millis>,
     /// All others, the best first.
     pub alternatives: Vec<Alternative>,
 }
@@ -187,8 +187,9 @@ fn rejections(request: &Request<'_>, need: Resources, view: &ClusterView) -> Vec
             list.push(Rejection::State { state, why: view.reason.clone() });
         }
     }
-    if view.stale {
-        list.push(Rejection::Stale { age_ms: view.age_ms });
+    // One that was never seen is unknown, which is said above.
+    if let Some(age_ms) = view.age_ms.filter(|_| view.stale) {
+        list.push(Rejection::Stale { age_ms });
     }
     let free = view.free();
     if !free.holds(need) {

@@ -36,7 +36,7 @@ fn view(place: &str, capacity: u64, used: u64) -> ClusterView {
         used: room(used),
         reserved: room(0),
         vms: 0,
-        age_ms: Millis(0),
+        age_ms: Some(Millis(0)),
         stale: false,
     }
 }
@@ -79,7 +79,7 @@ fn each_hard_constraint_rejects_with_its_figures() {
     let full = ClusterView { reserved: room(6), ..view("eu/a", 10, 0) };
     let gone = ClusterView { state: ClusterState::Disconnected, reason: "no answer".into(), ..view("eu/a", 10, 0) };
     let unknown = ClusterView { state: ClusterState::Unknown, ..view("eu/a", 10, 0) };
-    let old = ClusterView { stale: true, age_ms: Millis(90_000), ..view("eu/a", 10, 0) };
+    let old = ClusterView { stale: true, age_ms: Some(Millis(90_000)), ..view("eu/a", 10, 0) };
     let table = [
         (full, None, None, "short of 1 CPU, 1 B memory, 1 B disk; free is 4 CPU, 4 B memory, 4 B disk"),
         (gone, None, None, "it is disconnected: no answer"),
@@ -105,10 +105,10 @@ fn a_degraded_cluster_is_taken_only_if_no_connected_one_can() {
 
 #[test]
 fn figures_of_another_region_are_settled_by_it() {
-    let remote = ClusterView { age_ms: Millis(800), ..view("us/a", 100, 0) };
+    let remote = ClusterView { age_ms: Some(Millis(800)), ..view("us/a", 100, 0) };
     let Placement::Placed(d) = ask(&spec(1, 1, 1), None, None, &[remote]) else { panic!("it fits") };
     assert_eq!(d.settled_by, Some("us".parse().unwrap()));
-    assert_eq!(d.age_ms, Millis(800));
+    assert_eq!(d.age_ms, Some(Millis(800)));
     assert!(d.reasoning.ends_with("(figures 800 ms old)"), "{}", d.reasoning);
 }
 

@@ -248,6 +248,9 @@ impl Region for RegionApi {
     fn links(&self) -> Answer<'_, Vec<LinkView>> {
         Box::pin(async move { self.links_now() })
     }
+    fn ready(&self) -> Answer<'_, ()> {
+        Box::pin(self.ready_now())
+    }
     fn store(&self) -> Answer<'_, StoreStats> {
         Box::pin(async move { self.store_now() })
     }

@@ -89,6 +89,20 @@ impl RegionApi {
         })
     }
 
+    /// A region takes new work once its store does and each of its clusters was seen or found to be away: before that,
+    /// nothing could be placed.
+    pub(super) async fn ready_now(&self) -> Result<(), ApiError> {
+        let store = self.store_now()?;
+        let views = outbox::own_clusters(&self.ctx).await;
+        let unknown = self.ctx.cluster_ids().into_iter().find_map(|id| match views.iter().find(|view| view.id == id) {
+            Some(view) if view.state != ClusterState::Unknown => None,
+            Some(view) => Some(format!("cluster {id} is unknown: {}", view.reason)),
+            None => Some(format!("cluster {id} says nothing of itself")),
+        });
+        let Some(why) = store.reason.or(unknown) else { return Ok(()) };
+        Err(ApiError::new(ErrorCode::Unavailable, format!("region {} is not ready: {why}", self.ctx.region)))
+    }
+
     pub(super) async fn operations_now(&self, page: PageQuery) -> Result<Page<OperationView>, ApiError> {
         let mut all: Vec<OperationView> = Vec::new();
         for job in self.all_migrations().await? {
@@ -279,7 +293,7 @@ impl RegionApi {
                     severity: Severity::Warning,
                     subject: format!("{}/{}", view.region, view.id),
                     message: format!("{:?}: {}", view.state, view.reason),
-                    since: ago(Some(view.age_ms)),
+                    since: ago(view.age_ms),
                 });
             }
         }

@@ -94,9 +94,9 @@ fn target_fresh(f: &Facts, _: &Estimate) -> Outcome {
         None => (Skipped, UNKNOWN_TARGET.into()),
         Some(view) if view.stale => {
             let advice = format!("{} settles with its own figures when it reserves", f.target.region);
-            (Warning, format!("what is known of {} is {} old; {advice}", f.target, view.age_ms))
+            (Warning, format!("what is known of {} is {}; {advice}", f.target, view.age()))
         }
-        Some(view) => (Passed, format!("{} old", view.age_ms)),
+        Some(view) => (Passed, view.age()),
     }
 }
 
@@ -156,7 +156,7 @@ fn target_capacity(f: &Facts, _: &Estimate) -> Outcome {
         return (Passed, figures);
     }
     if view.stale {
-        return (Warning, format!("{figures}, by figures {} old; {} settles it", view.age_ms, f.target.region));
+        return (Warning, format!("{figures}, by figures {}; {} settles it", view.age(), f.target.region));
     }
     (Failed, format!("{figures}: make room there, or choose another cluster"))
 }

@@ -20,7 +20,7 @@ fn target_view() -> ClusterView {
         used: Resources { cpu: 4, memory_bytes: GIB, disk_bytes: 4 * GIB },
         reserved: Resources { cpu: 2, memory_bytes: GIB, disk_bytes: GIB },
         vms: 3,
-        age_ms: Millis(400),
+        age_ms: Some(Millis(400)),
         stale: false,
     }
 }
@@ -106,7 +106,7 @@ const CASES: &[Case] = &[
     ("vm-power", CheckStatus::Failed, false, "not reported", |f| f.power = None),
     ("vm-unlocked", CheckStatus::Failed, false, "job-1-1-3 has", |f| f.locked_by = "job-1-1-3".parse().ok()),
     ("target-known", CheckStatus::Failed, false, "no region told of us/us-a", |f| f.target_cluster = None),
-    ("target-fresh", CheckStatus::Warning, true, "90000 ms old", |f| { view(f).stale = true; view(f).age_ms = Millis(90_000) }),
+    ("target-fresh", CheckStatus::Warning, true, "90000 ms old", |f| { view(f).stale = true; view(f).age_ms = Some(Millis(90_000)) }),
     ("target-fresh", CheckStatus::Skipped, false, "not known", |f| f.target_cluster = None),
     ("target-state", CheckStatus::Warning, true, "degraded: it answers", |f| state(f, ClusterState::Degraded)),
     ("target-state", CheckStatus::Failed, false, "mend host h2", |f| state(f, ClusterState::Disconnected)),
