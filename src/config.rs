@@ -10,11 +10,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 pub use crate::admin::telemetry::{LogConfig, LogFormat};
+use crate::decision::migration::steps::KillPoint;
 use crate::types::limits::{
     DOWNTIME_MS_MAX, JOBS_OPEN_MAX, JOBS_RUNNING, RETENTION_MS, ROUNDS_MAX, STORE_RESERVE_BYTES, SWITCH_DEADLINE_MS,
+    SWITCH_DEADLINE_MS_MAX,
 };
 use crate::types::suggest::{nearest, unknown_field};
 use crate::types::units::MIB;
@@ -183,6 +186,15 @@ impl Default for CapacityConfig {
     }
 }
 
+impl Driver {
+    /// Its name, as a cluster's view and a plan's checks show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Driver::Embedded => crate::drivers::embedded::NAME,
+        }
+    }
+}
+
 impl CapacityConfig {
     /// The same as an amount.
     pub const fn resources(&self) -> Resources {
@@ -262,10 +274,12 @@ pub struct ChaosConfig {
     /// Whether the rest of this section is honoured.
     pub allow: bool,
     /// `step:side:phase` at which the process sends SIGKILL to itself.
-    #[serde(alias = "killAt")]
-    pub kill_at: Option<String>,
-    /// Faults that hosts are started with.
-    pub faults: Vec<String>,
+    #[serde(alias = "killAt", deserialize_with = "kill_point")]
+    pub kill_at: Option<KillPoint>,
+}
+
+fn kill_point<'de, D: Deserializer<'de>>(from: D) -> Result<Option<KillPoint>, D::Error> {
+    String::deserialize(from)?.parse().map(Some).map_err(D::Error::custom)
 }
 
 impl Config {
@@ -345,6 +359,13 @@ impl Config {
             let rule = format!("it must be below migration.switch_deadline ({})", migration.switch_deadline);
             return bad("migration.max_downtime".into(), &migration.max_downtime, &rule);
         }
+        if migration.switch_deadline > SWITCH_DEADLINE_MS_MAX {
+            let rule = format!("it must be at most {SWITCH_DEADLINE_MS_MAX}: a guest would be paused for so long");
+            return bad("migration.switch_deadline".into(), &migration.switch_deadline, &rule);
+        }
+        if migration.max_downtime == Millis(0) {
+            return bad("migration.max_downtime".into(), &migration.max_downtime, "no switch takes no time");
+        }
         if migration.rounds_max == 0 {
             return bad("migration.rounds_max".into(), &0, "it must be at least 1");
         }
@@ -358,17 +379,10 @@ impl Config {
         if let Err(e) = self.log.filter() {
             return bad("log.filter".into(), &self.log.filter, &e.to_string());
         }
-        let chaos = &self.chaos;
-        if let Some(point) = &chaos.kill_at {
-            if point.split(':').filter(|part| !part.is_empty()).count() != 3 {
-                return bad("chaos.kill_at".into(), point, "write step:side:phase");
-            }
-            if !chaos.allow {
-                return bad("chaos.kill_at".into(), point, "it is honoured only with allow = true");
-            }
-        }
-        if !chaos.faults.is_empty() && !chaos.allow {
-            return bad("chaos.faults".into(), &chaos.faults.join(", "), "they are honoured only with allow = true");
+        if let Some(point) = &self.chaos.kill_at
+            && !self.chaos.allow
+        {
+            return bad("chaos.kill_at".into(), point, "it is honoured only with allow = true");
         }
         Ok(())
     }

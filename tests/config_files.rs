@@ -55,7 +55,7 @@ fn sizes_durations_and_paths_are_read_as_written() {
         "{MINIMAL}[[peer]]\nregion='us'\nnumber=2\naddress='[::1]:7444'\nca='us.pem'\n\
          [[cluster]]\nid='a'\nhost='shared'\ncapacity={{cpu=2,memory='1 GiB',disk=1073741824}}\n[[cluster]]\nid='b'\n\
          [store]\ncache='8 MiB'\nkey={{file='/secret/key'}}\n[migration]\nmax_downtime=50\nretention_ms='2 min'\n\
-         [chaos]\nallow=true\nkillAt='hold:source:before'\n"
+         [chaos]\nallow=true\nkillAt='hold:source:before-write'\n"
     ))
     .unwrap();
     assert_eq!(config.peers[0].ca, Path::new("/etc/novafed/us.pem"));
@@ -66,7 +66,7 @@ fn sizes_durations_and_paths_are_read_as_written() {
     assert_eq!(config.store.cache, 8 * MIB);
     assert_eq!(config.store.key, KeySource::File("/secret/key".into()));
     assert_eq!((config.migration.max_downtime, config.migration.retention), (Millis(50), Millis(120_000)));
-    assert_eq!(config.chaos.kill_at.as_deref(), Some("hold:source:before"));
+    assert_eq!(config.chaos.kill_at.unwrap().to_string(), "hold:source:before-write");
 }
 
 #[test]
@@ -89,12 +89,17 @@ fn a_bad_value_names_field_value_and_rule() {
         ("[store]\nkey = { command = [] }\n".into(), ["store.key.command", "[]", "program"]),
         ("[migration]\nmax_downtime = '1 fortnight'\n".into(), ["max_downtime", "'1 fortnight'", "not a duration"]),
         ("[migration]\nmax_downtime = '20 s'\n".into(), ["migration.max_downtime", "20000 ms", "switch_deadline"]),
+        ("[migration]\nswitch_deadline = '3 min'\n".into(), ["migration.switch_deadline", "180000 ms", "at most"]),
+        ("[migration]\nmax_downtime = '0 ms'\n".into(), ["migration.max_downtime", "0 ms", "no time"]),
         ("[migration]\nbandwidth_max = 0\n".into(), ["migration.bandwidth_max", "0", "no cap"]),
         ("[migration]\nrounds_max = 0\n".into(), ["migration.rounds_max", "0", "at least 1"]),
         ("[migration]\nrunning_max = 0\n".into(), ["migration.running_max", "0", "1 to 4096"]),
         ("[log]\nfilter = 'x=y=z'\n".into(), ["log.filter", "x=y=z", "log filter"]),
-        ("[chaos]\nkill_at = 'hold:source:before'\n".into(), ["chaos.kill_at", "hold:source:before", "allow = true"]),
-        ("[chaos]\nallow = true\nkill_at = 'soon'\n".into(), ["chaos.kill_at", "soon", "step:side:phase"]),
+        (
+            "[chaos]\nkill_at = 'hold:source:before-write'\n".into(),
+            ["chaos.kill_at", "hold:source:before-write", "allow = true"],
+        ),
+        ("[chaos]\nallow = true\nkill_at = 'soon'\n".into(), ["kill_at", "soon", "step:side:phase"]),
         (format!("{cluster}{cluster}"), ["cluster[1].id", "= a", "another cluster"]),
         (format!("{cluster}driver='xen'\n"), ["driver", "xen", "embedded"]),
         (format!("{cluster}capacity={{cpu=0}}\n"), ["cluster[0].capacity.cpu", "0", "can't run a VM"]),

@@ -28,7 +28,7 @@ async fn the_embedded_driver_conforms_between_two_clusters_of_one_host_process()
         EmbeddedDriver::new(DriverOptions {
             directory: dir.path().to_owned(),
             region: "eu".parse().unwrap(),
-            incarnation: incarnation(1),
+            lineage: incarnation(1).into(),
             cluster: cluster.parse().unwrap(),
             capacity: capacity(),
         })

@@ -40,7 +40,7 @@ fn driver(directory: &Path, counter: u64) -> EmbeddedDriver {
     EmbeddedDriver::new(DriverOptions {
         directory: directory.to_owned(),
         region: "eu".parse().unwrap(),
-        incarnation: incarnation(counter),
+        lineage: incarnation(counter).into(),
         cluster: "c1".parse().unwrap(),
         capacity: capacity(),
     })

@@ -46,7 +46,7 @@ impl Inbound for Target {
         })
     }
     fn datagram(&self, _: PeerId, _: Kind, _: Bytes) {}
-    fn incarnation_seen(&self, _: PeerId) -> BoxFuture<'static, IncarnationVerdict> {
+    fn incarnation_seen(&self, _: RegionName, _: Lineage) -> BoxFuture<'static, IncarnationVerdict> {
         Box::pin(async { IncarnationVerdict::Accept })
     }
 }

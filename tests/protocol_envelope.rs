@@ -7,7 +7,7 @@ use novafed::protocol::envelope::{
 use novafed::protocol::hello::{Hello, Versions};
 use novafed::protocol::{Kind, MessageId, PeerId, Refusal, RefusalCode, Request, TraceId};
 use novafed::types::limits::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES_MAX, REQUEST_MS};
-use novafed::types::{Incarnation, Millis, RegionName};
+use novafed::types::{Incarnation, LIVES_NAMED_MAX, Lineage, Millis, RegionName};
 use proptest::prelude::*;
 
 fn sample() -> Head {
@@ -47,7 +47,10 @@ fn version_1_is_frozen() {
     frozen("reply-refused", &ReplyHead::refused(&refusal, 9).encode());
     let hello = Hello {
         versions: Versions { min: 1, max: 1 },
-        incarnation: Incarnation { counter: 4, nonce: 0xdead_beef },
+        lineage: Lineage {
+            now: Incarnation { counter: 4, nonce: 0xdead_beef },
+            before: vec![3, 0x0102_0304_0506_0708],
+        },
         region: "eu-west".parse().unwrap(),
     };
     frozen("hello", &hello.encode());
@@ -171,13 +174,14 @@ proptest! {
     #[test]
     fn mutated_hellos_decode_to_something_valid_or_are_refused(
         counter in any::<u64>(),
+        before in proptest::collection::vec(any::<u64>(), 0..=LIVES_NAMED_MAX),
         region in "[a-z0-9-]{1,63}",
         at in any::<prop::sample::Index>(),
         value in any::<u8>(),
     ) {
         let hello = Hello {
             versions: Versions { min: 1, max: 3 },
-            incarnation: Incarnation { counter, nonce: !counter },
+            lineage: Lineage { now: Incarnation { counter, nonce: !counter }, before },
             region: region.parse().unwrap(),
         };
         let mut bytes = hello.encode();

@@ -11,7 +11,7 @@ use novafed::store::{
 use novafed::stored;
 use novafed::types::limits::{STORE_BATCH_MAX, STORE_QUEUE_MAX};
 use novafed::types::{
-    ApiError, ErrorCode, Incarnation, IncarnationVerdict, JobId, RegionName, RegionNumber, WallMillis,
+    ApiError, ErrorCode, Incarnation, IncarnationVerdict, JobId, Lineage, RegionName, RegionNumber, WallMillis,
 };
 use serde::{Deserialize, Serialize};
 
@@ -293,18 +293,6 @@ async fn a_journal_goes_on_after_its_trim_and_keeps_jobs_apart() {
 }
 
 #[tokio::test]
-async fn open_jobs_are_those_that_have_not_ended() {
-    let store = memory();
-    transact(&store, |txn| {
-        txn.put(Table::Jobs, &job(1).to_string(), &note(""))?;
-        txn.put(Table::Jobs, &job(2).to_string(), &note(""))
-    })
-    .await;
-    transact(&store, |txn| txn.delete(Table::Jobs, &job(1).to_string())).await;
-    assert_eq!(store.open_jobs().unwrap(), [job(2)]);
-}
-
-#[tokio::test]
 async fn a_command_keeps_its_id_over_restarts_until_it_is_acknowledged() {
     let disk = FaultBackend::default();
     let keys = [StoreKey::generate().unwrap()];
@@ -319,11 +307,9 @@ async fn a_command_keeps_its_id_over_restarts_until_it_is_acknowledged() {
     assert!(first < second && second < third);
     let pending = store.outbox(&us()).unwrap();
     assert_eq!(pending, [(first, b"one".to_vec()), (second, b"two".to_vec()), (third, b"three".to_vec())]);
-    assert!(transact(&store, move |txn| txn.acknowledge_one(&us(), second)).await);
-    assert!(store.acknowledged(&us()).unwrap().is_none_or(|mark| mark < first), "the first is still open");
-    transact(&store, move |txn| txn.acknowledge_one(&us(), first)).await;
-    let mark = store.acknowledged(&us()).unwrap().unwrap();
-    assert!(second <= mark && mark < third);
+    assert_eq!(transact(&store, move |txn| txn.acknowledge(&us(), second)).await, 2);
+    assert_eq!(store.acknowledged(&us()).unwrap(), Some(second));
+    assert_eq!(store.outbox(&us()).unwrap(), [(third, b"three".to_vec())]);
     assert_eq!(transact(&store, move |txn| txn.acknowledge(&us(), third)).await, 1);
     assert!(store.outbox(&us()).unwrap().is_empty());
     assert_eq!(store.acknowledged(&us()).unwrap(), Some(third));
@@ -360,16 +346,37 @@ async fn a_repeated_command_has_no_second_effect_also_after_the_pruning() {
 async fn a_peer_that_presents_an_earlier_incarnation_is_refused_also_after_a_restart() {
     let disk = FaultBackend::default();
     let keys = [StoreKey::generate().unwrap()];
-    let at = |counter, nonce| Incarnation { counter, nonce };
-    let admit = async |store: &Store, inc| transact(store, move |txn| txn.admit_peer(&us(), inc)).await;
+    let at = |counter, nonce| Lineage::from(Incarnation { counter, nonce });
+    let admit = async |store: &Store, life: Lineage| transact(store, move |txn| txn.admit_peer(&us(), &life)).await;
     let (store, _) = Store::open(on(&disk, &keys), 1).unwrap();
     assert_eq!(admit(&store, at(5, 50)).await, IncarnationVerdict::Accept);
     drop(store);
     let (store, _) = Store::open(on(&disk, &keys), 2).unwrap();
     assert_eq!(admit(&store, at(3, 30)).await, IncarnationVerdict::Stale);
     assert_eq!(admit(&store, at(5, 51)).await, IncarnationVerdict::Stale, "another life of the same store");
-    assert_eq!(admit(&store, at(6, 60)).await, IncarnationVerdict::Accept);
+    let copy = Lineage { before: vec![51, 40], ..at(6, 61) };
+    assert_eq!(admit(&store, copy).await, IncarnationVerdict::Stale, "a life that does not descend from the known one");
+    let next = Lineage { before: vec![50, 40], ..at(6, 60) };
+    assert_eq!(admit(&store, next).await, IncarnationVerdict::Accept);
     assert_eq!(admit(&store, at(5, 50)).await, IncarnationVerdict::Stale);
+}
+
+#[tokio::test]
+async fn a_copy_that_was_refused_never_opens_again_and_counts_no_further() {
+    let disk = FaultBackend::default();
+    let keys = [StoreKey::generate().unwrap()];
+    let (store, opened) = Store::open(on(&disk, &keys), 1).unwrap();
+    assert_eq!(store.lineage(), &Lineage::after(None, 1));
+    drop(store);
+    let (store, _) = Store::open(on(&disk, &keys), 2).unwrap();
+    assert_eq!(store.lineage(), &Lineage::after(Some(opened.incarnation.into()), 2));
+    store.refuse_for_ever("host-a".into(), Incarnation { counter: 7, nonce: 70 }).await.unwrap();
+    drop(store);
+    for _ in 0..3 {
+        let error = Store::open(on(&disk, &keys), 3).map(|_| ()).unwrap_err();
+        assert!(matches!(error, StoreError::OlderCopy { known: 7, .. }), "{error}");
+        assert!(error.to_string().contains("host-a") && error.advice().contains("latest state.redb"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -379,8 +386,8 @@ async fn crash_counts_outlive_the_process() {
     for life in 1..=3 {
         let (store, _) = Store::open(on(&disk, &keys), life).unwrap();
         let now = WallMillis(life);
-        let count = transact(&store, move |txn| txn.count_crash("job-1-1-1", now, &"x".repeat(9000))).await;
-        assert_eq!(u64::from(count), life);
+        let count = u32::try_from(life).unwrap();
+        transact(&store, move |txn| txn.put_crashes("job-1-1-1", count, now, &"x".repeat(9000))).await;
     }
     let (store, _) = Store::open(on(&disk, &keys), 9).unwrap();
     let crashes = store.crashes().unwrap();
@@ -523,8 +530,11 @@ async fn an_older_copy_opens_with_an_incarnation_that_others_know_as_past() {
     drop(Store::open(files(dir.path()), 2).unwrap());
     let latest = Store::open(files(dir.path()), 3).unwrap().1.incarnation;
     std::fs::write(&state, backup).unwrap();
-    let stale = Store::open(files(dir.path()), 9).unwrap().1.incarnation;
-    assert_eq!(Incarnation::judge(Some(latest), stale), IncarnationVerdict::Stale);
+    for start in 0..9 {
+        let (copy, opened) = Store::open(files(dir.path()), 9 + start).unwrap();
+        assert_eq!(opened.incarnation.counter, 2 + start);
+        assert_eq!(copy.lineage().judge(Some(latest)), IncarnationVerdict::Stale, "start {start}");
+    }
 }
 
 #[tokio::test]
@@ -597,8 +607,8 @@ async fn a_crash_at_any_write_of_a_change_of_keys_leaves_all_values_readable() {
 async fn write_version_1(store: &Store) {
     transact(store, |txn| {
         txn.put(Table::Vms, "vm-1-1-1", &note("written by version 1"))?;
-        txn.count_crash("job-1-1-1", WallMillis(1_700_000_000_000), "index out of bounds")?;
-        txn.admit_peer(&us(), Incarnation { counter: 5, nonce: 6 })?;
+        txn.put_crashes("job-1-1-1", 1, WallMillis(1_700_000_000_000), "index out of bounds")?;
+        txn.admit_peer(&us(), &Incarnation { counter: 5, nonce: 6 }.into())?;
         for event in [b"planned", b"started"] {
             txn.append_event(job(1), event)?;
         }
@@ -642,7 +652,7 @@ async fn a_state_file_of_version_1_opens_for_ever() {
         (seen(1).await, seen(2).await, seen(3).await),
         (Seen::Forgotten, Seen::Answered(b"answer".to_vec()), Seen::New)
     );
-    let stale = transact(&store, |txn| txn.admit_peer(&us(), Incarnation { counter: 4, nonce: 0 })).await;
+    let stale = transact(&store, |txn| txn.admit_peer(&us(), &Incarnation { counter: 4, nonce: 0 }.into())).await;
     assert_eq!(stale, IncarnationVerdict::Stale);
     assert!(store.verify().unwrap().is_good());
 }

@@ -185,6 +185,7 @@ fn violations(tree: &Tree) -> Vec<String> {
         }
     }
     config_files_without_a_test(tree, &mut found);
+    stored_without_a_fixture(tree, &mut found);
     links(tree, &mut found);
     found
 }
@@ -203,10 +204,9 @@ fn rust_file(path: &str, text: &str, dependencies: &BTreeSet<String>, found: &mu
     }
     let pure = PURE.iter().find(|(folder, _)| path.starts_with(folder));
     // A core's tests may read what they feed it from anywhere; what they feed it has no world in it either.
-    let mut in_tests = path.ends_with("/tests.rs") || path.contains("/tests/");
-    for (number, line) in (1..).zip(text.lines()) {
-        let code = code_of(line);
-        in_tests |= code.trim() == "#[cfg(test)]";
+    let tests_file = path.ends_with("/tests.rs") || path.contains("/tests/");
+    for (number, code, in_block) in lines_of(text) {
+        let in_tests = tests_file || in_block;
         let mut say = |word: &str, why: &str| found.push(format!("{path}:{number}: names '{word}': {why}"));
         for layer in LAYERS.iter().filter(|l| path.starts_with(l.folder)) {
             for word in layer.forbidden.iter().filter(|w| names(code, w)) {
@@ -229,6 +229,18 @@ fn rust_file(path: &str, text: &str, dependencies: &BTreeSet<String>, found: &mu
             }
         }
     }
+}
+
+/// Each line without its comment, with its number and whether it stands in a block of tests: from its opening to the
+/// brace that stands where the block began.
+fn lines_of(text: &str) -> impl Iterator<Item = (usize, &str, bool)> {
+    let (mut marked, mut block) = (false, false);
+    (1..).zip(text.lines()).map(move |(number, line)| {
+        let code = code_of(line);
+        block = (block || (marked && code.ends_with('{'))) && code != "}";
+        marked = code == "#[cfg(test)]";
+        (number, code, block)
+    })
 }
 
 /// The line without its comment. Good enough: a `//` inside a string only hides what follows it on that line.
@@ -258,6 +270,22 @@ fn dependencies(manifest: &str) -> BTreeSet<String> {
         .filter_map(|l| l.split_once('='))
         .map(|(name, _)| name.trim().replace('-', "_"))
         .collect()
+}
+
+/// What outlives the process is frozen: each kind has the bytes of its first version beside the tests.
+fn stored_without_a_fixture(tree: &Tree, found: &mut Vec<String>) {
+    for (path, text) in tree.iter().filter(|(path, _)| path.starts_with("src/") && path.ends_with(".rs")) {
+        for (number, code, in_tests) in lines_of(text) {
+            let kind =
+                code.split_once("stored!(").and_then(|(_, rest)| rest.split("b\"").nth(1)).and_then(|k| k.get(..4));
+            if let Some(kind) = kind
+                && !in_tests
+                && !tree.contains_key(&format!("tests/fixtures/v1/{kind}.bin"))
+            {
+                found.push(format!("{path}:{number}: '{kind}' has no frozen fixture: see store/fixture.rs"));
+            }
+        }
+    }
 }
 
 fn config_files_without_a_test(tree: &Tree, found: &mut Vec<String>) {
@@ -329,8 +357,9 @@ fn project() -> Tree {
             }
             if path.is_dir() {
                 folders.push(path);
-            } else if let Ok(text) = fs::read_to_string(&path) {
-                tree.insert(name, text);
+            } else {
+                // Of what is no text only the name counts.
+                tree.insert(name, fs::read_to_string(&path).unwrap_or_default());
             }
         }
     }
@@ -366,6 +395,9 @@ fn each_planted_violation_is_found_and_nothing_else() {
         ("src/decision/b.rs", "//! Head.\nuse std::collections::HashMap;\n"),
         ("src/decision/c.rs", "//! Head.\nfn f() { fast_rand::u8(); }\n"),
         ("src/decision/d.rs", "//! Head.\nfn f() { Clock::now(); }\n"),
+        ("src/decision/e.rs", "//! Head.\n#[cfg(test)]\nmod tests;\nfn f() { fast_rand::u8(); }\n"),
+        ("src/decision/f.rs", "//! Head.\n#[cfg(test)]\nmod tests {\n    use fast_rand::u8;\n}\nuse fast_rand::u8;\n"),
+        ("src/store/c.rs", "//! Head.\ncrate::stored!(Thing, b\"thng\");\n"),
         ("src/store/a.rs", "//! Head.\nuse crate::actors::x;\n"),
         ("src/protocol/a.rs", "//! Head.\nuse crate::store::x;\n"),
         ("src/drivers/a.rs", "//! Head.\nuse crate::actors::x;\n"),

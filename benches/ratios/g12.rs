@@ -207,7 +207,7 @@ async fn driver(dir: &Path, name: &str) -> EmbeddedDriver {
     EmbeddedDriver::new(DriverOptions {
         directory,
         region: "bare".parse().expect("a name"),
-        incarnation: Incarnation { counter: 1, nonce: 1 },
+        lineage: Lineage::after(None, 1),
         cluster: name.parse().expect("a name"),
         capacity: capacity(),
     })

@@ -14,7 +14,7 @@ use novafed::drivers::embedded::transfer::{Receipt, serve_target};
 use novafed::protocol::quic::{QuicConfig, QuicNode};
 use novafed::protocol::trust::{Identity, RegionCa, TrustStore};
 use novafed::protocol::{BoxFuture, BulkOffer, Inbound, Kind, Link, MessageId, PeerId, Refusal, Request, TraceId};
-use novafed::types::{FederationName, Incarnation, IncarnationVerdict, Millis, RegionName};
+use novafed::types::{FederationName, IncarnationVerdict, Lineage, Millis, RegionName};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::io::AsyncReadExt;
 use tokio::runtime::{Builder, Runtime};
@@ -146,7 +146,7 @@ impl Inbound for Echo {
         })
     }
     fn datagram(&self, _: PeerId, _: Kind, _: Bytes) {}
-    fn incarnation_seen(&self, _: PeerId) -> BoxFuture<'static, IncarnationVerdict> {
+    fn incarnation_seen(&self, _: RegionName, _: Lineage) -> BoxFuture<'static, IncarnationVerdict> {
         Box::pin(std::future::ready(IncarnationVerdict::Accept))
     }
 }
@@ -177,8 +177,14 @@ impl Pair {
             let trust = TrustStore::new(federation.clone());
             trust.set(regions[1 - at].clone(), cas[1 - at].certificate_pem()).expect("a certificate");
             let leaf = cas[at].issue_leaf(clock.wall(), Millis(3_600_000)).expect("a leaf");
-            let us = PeerId { region: regions[at].clone(), incarnation: Incarnation { counter: 1, nonce: 1 } };
-            let config = QuicConfig { us, listen: any(), peers: BTreeMap::new(), version_floor: 0, seed: 1 };
+            let config = QuicConfig {
+                us: regions[at].clone(),
+                lineage: Lineage::after(None, 1),
+                listen: any(),
+                peers: BTreeMap::new(),
+                version_floor: 0,
+                seed: 1,
+            };
             let identity = Arc::new(Identity::new(leaf));
             let inbound = Arc::new(Echo(Arc::clone(&expected)));
             QuicNode::start(config, identity, Arc::new(trust), Arc::new(clock), inbound).expect("a socket")

@@ -56,14 +56,24 @@ pub struct SeenVm {
     pub trouble: Option<String>,
 }
 
+/// What serves a cluster.
+pub struct ServedBy {
+    /// The host process.
+    pub host: HostName,
+    /// The kind of driver.
+    pub kind: &'static str,
+    /// The driver.
+    pub driver: Arc<dyn Hypervisor>,
+    /// Starts the host if it died.
+    pub look_after: Arc<dyn Fn() + Send + Sync>,
+}
+
 /// The shell of one cluster.
 pub struct Cluster {
     ctx: Arc<Context>,
     me: Handle<ClusterMessage>,
     id: ClusterId,
-    host: HostName,
-    driver: Arc<dyn Hypervisor>,
-    look_after_host: Arc<dyn Fn() + Send + Sync>,
+    served_by: ServedBy,
     health: Health,
     seen: BTreeMap<VmId, VmObservation>,
     seen_at: Option<Tick>,
@@ -74,23 +84,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// A cluster that nothing is known of yet. `me` is its own handle; `look_after_host` starts a host that died.
-    pub fn new(
-        ctx: Arc<Context>,
-        me: Handle<ClusterMessage>,
-        id: ClusterId,
-        host: HostName,
-        driver: Arc<dyn Hypervisor>,
-        look_after_host: Arc<dyn Fn() + Send + Sync>,
-    ) -> Cluster {
+    /// A cluster that nothing is known of yet. `me` is its own handle.
+    pub fn new(ctx: Arc<Context>, me: Handle<ClusterMessage>, id: ClusterId, served_by: ServedBy) -> Cluster {
         let health = Health::new(Thresholds::default(), ctx.clock.now());
         Cluster {
             ctx,
             me,
             id,
-            host,
-            driver,
-            look_after_host,
+            served_by,
             health,
             seen: BTreeMap::new(),
             seen_at: None,
@@ -139,7 +140,7 @@ impl Cluster {
         if let Some(change) = self.health.tick(self.ctx.clock.now()) {
             self.changed(&change.reason);
         }
-        let (me, driver, clock) = (self.me.clone(), self.driver.clone(), self.ctx.clock);
+        let (me, driver, clock) = (self.me.clone(), self.served_by.driver.clone(), self.ctx.clock);
         let operation = OperationId::of_request(self.ctx.next_request(), "inventory");
         tokio::spawn(async move {
             let asked = clock.now();
@@ -172,12 +173,12 @@ impl Cluster {
                     tracing::error!(cluster = %self.id, %error, "the cluster's VMs can't be compared with the records");
                 }
             }
-            Err(error @ HostError::StaleIncarnation { .. }) => self.ctx.fail(error.to_string()),
+            Err(HostError::StaleIncarnation { known, .. }) => self.ctx.stop_as_older_copy(&self.id, known),
             Err(error) => {
                 let away = self.seen_at.map_or(HOST_AWAY_MS, |at| now.since(at));
                 if away >= HOST_AWAY_MS {
                     tracing::debug!(cluster = %self.id, %error, "the host is away: it is looked after");
-                    (self.look_after_host)();
+                    (self.served_by.look_after)();
                 }
             }
         }
@@ -257,7 +258,7 @@ impl Cluster {
         };
         tracing::info!(cluster = %self.id, %vm, ?repair, fence = fence.map(|f| f.to_string()), "repair");
         self.repairing.insert(vm);
-        let (me, driver) = (self.me.clone(), self.driver.clone());
+        let (me, driver) = (self.me.clone(), self.served_by.driver.clone());
         let operation = OperationId::of_request(self.ctx.next_request(), "repair");
         tokio::spawn(async move {
             let result = driver.call(operation, call, limits::REQUEST_MS).await;
@@ -269,7 +270,7 @@ impl Cluster {
     /// Law 6.3 e: an attempt given up before its hold is recorded as `Abort` too, and only then is the guest resumed.
     fn abort_and_resume(&mut self, vm: VmId, attempt: HostAttempt) {
         self.repairing.insert(vm);
-        let (me, driver, ctx) = (self.me.clone(), self.driver.clone(), self.ctx.clone());
+        let (me, driver, ctx) = (self.me.clone(), self.served_by.driver.clone(), self.ctx.clone());
         let here = self.ctx.here(&self.id);
         tokio::spawn(async move {
             let recorded = ctx
@@ -326,7 +327,7 @@ impl Cluster {
                 CleanupKind::Delete => HostCall::Delete { vm: owed.vm, fence: owed.fence },
             };
             self.repairing.insert(owed.vm);
-            let (me, driver, ctx) = (self.me.clone(), self.driver.clone(), self.ctx.clone());
+            let (me, driver, ctx) = (self.me.clone(), self.served_by.driver.clone(), self.ctx.clone());
             let vm = owed.vm;
             tokio::spawn(async move {
                 let operation = OperationId::of_request(ctx.next_request(), "purge");
@@ -351,10 +352,11 @@ impl Cluster {
         ClusterView {
             id: self.id.clone(),
             region: self.ctx.region.clone(),
-            host: self.host.clone(),
-            driver: "embedded".into(),
+            host: self.served_by.host.clone(),
+            driver: self.served_by.kind.into(),
             state: if age.is_none() { ClusterState::Unknown } else { self.health.state() },
             reason: self.health.reason().to_owned(),
+            since_ms: self.ctx.clock.now().since(self.health.since()),
             capacity: balance.0.capacity,
             used: balance.0.used,
             reserved: balance.0.reserved,

@@ -19,28 +19,20 @@ use super::target_job::TargetMessage;
 use super::vms::Ledgers;
 use crate::clock::Clock;
 use crate::decision::line::Line;
+use crate::decision::migration::defaults::Defaults;
+use crate::decision::migration::estimate::{Path, RTT_NOT_MEASURED_US};
 use crate::drivers::Hypervisor;
 use crate::protocol::link::Link;
 use crate::store::{Minted, Store};
 use crate::types::{
-    ClusterId, FederationName, JobId, Millis, Place, RegionName, RegionNumber, RequestId, VmId, limits,
+    ClusterId, FederationName, Incarnation, JobId, Millis, Place, RegionName, RegionNumber, RequestId, limits,
 };
 
-/// Defaults of a region, from its configuration.
+/// Settings of a region, from its configuration.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Blackout that a plan may take unless the request says otherwise.
-    pub downtime_max: Millis,
-    /// From pause to watchdog unless the request says otherwise.
-    pub switch_deadline: Millis,
-    /// Rounds before a job stops trying to converge.
-    pub rounds_max: u32,
-    /// Cap on each transfer.
-    pub bytes_per_second_max: Option<u64>,
-    /// How long a retired source disk is kept.
-    pub retention: Millis,
-    /// How long a side may be silent before the decision.
-    pub patience: Millis,
+    /// What holds for a move where its request says nothing.
+    pub moves: Defaults,
     /// Jobs that run at once; the others wait in line.
     pub running_max: usize,
 }
@@ -205,18 +197,32 @@ impl Context {
         }
     }
 
-    /// Measured round trip to a region, microseconds; zero inside the region, a guess of 100 ms where none is measured.
-    pub fn round_trip_us(&self, region: &RegionName) -> u64 {
-        if *region == self.region {
-            return 0;
-        }
-        const NOT_MEASURED_US: u64 = 100_000;
-        self.link(region).and_then(|link| link.state().rtt_us).unwrap_or(NOT_MEASURED_US)
+    /// The way to a region as it is now; `bytes_per_second` is what a transfer was seen to carry.
+    pub fn path(&self, region: &RegionName, bytes_per_second: u64) -> Path {
+        let rtt_us = if *region == self.region {
+            0
+        } else {
+            self.link(region).and_then(|link| link.state().rtt_us).unwrap_or(RTT_NOT_MEASURED_US)
+        };
+        Path { bytes_per_second, rtt_us, commit_us: self.store.commit_us() }
     }
 
     /// Whether decisions can be recorded now.
     pub fn store_works(&self) -> bool {
         self.failed.borrow().is_none()
+    }
+
+    /// The host of `cluster` knows `known`, a later life of this region's store: this process must stop, and its store
+    /// never be in charge again. That is written down before the process ends, so that no restart hides it.
+    pub fn stop_as_older_copy(self: &Arc<Self>, cluster: &ClusterId, known: Incarnation) {
+        let (ctx, by) = (self.clone(), format!("the host of cluster {cluster}"));
+        let why = format!("{by} knows life {known} of this region's store, this is {}", self.store.incarnation());
+        tokio::spawn(async move {
+            if let Err(error) = ctx.store.refuse_for_ever(by, known).await {
+                tracing::error!(%error, "that this is an older copy could not be written down");
+            }
+            ctx.fail(why);
+        });
     }
 
     /// This process must stop: it can't keep its promises. The first reason counts.
@@ -233,11 +239,6 @@ impl Context {
     /// Resolves once the process must stop.
     pub fn failure(&self) -> watch::Receiver<Option<String>> {
         self.failed.subscribe()
-    }
-
-    /// The region that minted a VM.
-    pub fn minter(&self, vm: VmId) -> Option<RegionName> {
-        if vm.region == self.number { Some(self.region.clone()) } else { self.numbers.get(&vm.region).cloned() }
     }
 
     /// How old a view of another region may be and still count as fresh.

@@ -2,7 +2,7 @@
 
 use super::ledger::{CrashLedger, LedgerError, LedgerFuture};
 use crate::clock::Clock;
-use crate::store::{CrashRecord, Store, StoreError, Table, Work};
+use crate::store::{CrashRecord, Store, StoreError, Table, TransactError, Work};
 
 /// A ledger in the region's store.
 pub struct StoredCrashes {
@@ -32,12 +32,11 @@ impl CrashLedger for StoredCrashes {
         Box::pin(std::future::ready(count))
     }
 
-    fn record<'a>(&'a self, child: &'a str, count: u32) -> LedgerFuture<'a, ()> {
+    fn record<'a>(&'a self, child: &'a str, count: u32, why: &'a str) -> LedgerFuture<'a, ()> {
         Box::pin(async move {
-            let (key, last) = (child.to_owned(), self.clock.wall());
-            let row = CrashRecord { count, last, reason: "see the log".into() };
-            let put = self.store.transact(Work::Finish, move |txn| txn.put(Table::Crashes, &key, &row)).await;
-            put.map_err(|error| failed("recording", child, error.flatten()))
+            let (key, why, now) = (child.to_owned(), why.to_owned(), self.clock.wall());
+            let put = self.store.transact(Work::Finish, move |txn| txn.put_crashes(&key, count, now, &why)).await;
+            put.map_err(|error: TransactError<StoreError>| failed("recording", child, error.flatten()))
         })
     }
 
@@ -45,7 +44,7 @@ impl CrashLedger for StoredCrashes {
         Box::pin(async move {
             let key = child.to_owned();
             let cleared = self.store.transact(Work::Finish, move |txn| txn.clear_crashes(&key)).await;
-            cleared.map_err(|error: crate::store::TransactError<StoreError>| failed("clearing", child, error.flatten()))
+            cleared.map_err(|error: TransactError<StoreError>| failed("clearing", child, error.flatten()))
         })
     }
 }

@@ -44,6 +44,7 @@ impl Directory {
             let since = now.since(entry.received);
             for view in &entry.clusters {
                 let age_ms = view.age_ms.map(|age| Millis(age.0.saturating_add(since.0)));
+                let since_ms = Millis(view.since_ms.0.saturating_add(since.0));
                 let stale = view.stale || age_ms.is_none_or(|age| age > Context::fresh_for());
                 let state = if stale { ClusterState::Unknown } else { view.state };
                 let reason = if stale && !view.stale {
@@ -51,7 +52,7 @@ impl Directory {
                 } else {
                     view.reason.clone()
                 };
-                views.push(ClusterView { age_ms, stale, state, reason, ..view.clone() });
+                views.push(ClusterView { age_ms, since_ms, stale, state, reason, ..view.clone() });
             }
         }
         views

@@ -24,7 +24,7 @@ use crate::protocol::bodies::{
 use crate::protocol::link::{BoxFuture, BulkOffer, Inbound, PeerId, Refusal, RefusalCode, Request};
 use crate::protocol::messages::Kind;
 use crate::store::{MessageId, Seen, StoreError, TransactError, Work};
-use crate::types::{Attempt, IncarnationVerdict, JobId, Millis, Place, RegionName, VmId, limits};
+use crate::types::{Attempt, IncarnationVerdict, JobId, Lineage, Millis, Place, RegionName, VmId, limits};
 
 /// Answers API requests that were forwarded here; supplied by the assembler once the API stands.
 pub type ApiServer = Arc<dyn Fn(RegionName, ApiMessage) -> BoxFuture<'static, ApiReply> + Send + Sync>;
@@ -111,11 +111,10 @@ impl Inbound for Receiver {
         // Heartbeats are the link's own: that one arrived is all that they say.
     }
 
-    fn incarnation_seen(&self, peer: PeerId) -> BoxFuture<'static, IncarnationVerdict> {
+    fn incarnation_seen(&self, peer: RegionName, lineage: Lineage) -> BoxFuture<'static, IncarnationVerdict> {
         let ctx = self.ctx.clone();
         Box::pin(async move {
-            let judged =
-                ctx.store.transact(Work::Finish, move |txn| txn.admit_peer(&peer.region, peer.incarnation)).await;
+            let judged = ctx.store.transact(Work::Finish, move |txn| txn.admit_peer(&peer, &lineage)).await;
             // What can't be remembered can't be accepted.
             judged.unwrap_or(IncarnationVerdict::Stale)
         })

@@ -26,8 +26,8 @@ pub struct LedgerError {
 pub trait CrashLedger: Send + Sync + 'static {
     /// The count of `child`; 0 if there is none.
     fn load<'a>(&'a self, child: &'a str) -> LedgerFuture<'a, u32>;
-    /// Sets the count of `child`; durable when it returns.
-    fn record<'a>(&'a self, child: &'a str, count: u32) -> LedgerFuture<'a, ()>;
+    /// Sets the count of `child`, and what the last crash said; durable when it returns.
+    fn record<'a>(&'a self, child: &'a str, count: u32, why: &'a str) -> LedgerFuture<'a, ()>;
     /// Forgets the count of `child`.
     fn clear<'a>(&'a self, child: &'a str) -> LedgerFuture<'a, ()>;
 }
@@ -43,7 +43,7 @@ impl CrashLedger for MemoryLedger {
         let count = self.counts.lock().unwrap_or_else(PoisonError::into_inner).get(child).copied();
         Box::pin(std::future::ready(Ok(count.unwrap_or(0))))
     }
-    fn record<'a>(&'a self, child: &'a str, count: u32) -> LedgerFuture<'a, ()> {
+    fn record<'a>(&'a self, child: &'a str, count: u32, _: &'a str) -> LedgerFuture<'a, ()> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner).insert(child.to_owned(), count);
         Box::pin(std::future::ready(Ok(())))
     }

@@ -157,16 +157,6 @@ impl Serve for Deliverer {
     }
 }
 
-/// A command's id as it travels.
-pub fn pack(id: MessageId) -> Option<envelope::MessageId> {
-    Some(envelope::MessageId { incarnation: id.incarnation, number: id.number })
-}
-
-/// The id in the sender's store.
-pub fn unpack(id: envelope::MessageId) -> MessageId {
-    MessageId { incarnation: id.incarnation, number: id.number }
-}
-
 /// What this region's clusters say of themselves now. One that does not answer is left out rather than waited for.
 pub async fn own_clusters(ctx: &Context) -> Vec<ClusterView> {
     let mut views = Vec::new();

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::migration::source::Source;
 use crate::decision::migration::target::Target;
-use crate::types::{ClusterId, Fence, JobId, MigrationStatus, PlanId, VmId, VmSpec, WallMillis};
+use crate::types::{ClusterId, Fence, JobId, PlanId, VmId, VmSpec, WallMillis};
 
 /// An open job on its source's side: where its journal begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,8 +68,14 @@ pub struct TransferRecord {
 /// A job that is over, on its source's side.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SourceJobEnded {
-    /// Its last status.
-    pub status: MigrationStatus,
+    /// Where it began.
+    pub record: SourceJobRecord,
+    /// Its last state.
+    pub last: Source,
+    /// How its transfer went.
+    pub transfer: TransferRecord,
+    /// When it ended.
+    pub ended_at: WallMillis,
 }
 
 /// A job that is over, on its target's side: late questions are still answered from it.
@@ -114,8 +120,6 @@ pub struct RequestRecord {
     pub fingerprint: u64,
     /// The id of what it made or changed.
     pub subject: String,
-    /// Counts requests, so that the oldest can be forgotten.
-    pub number: u64,
 }
 
 #[cfg(test)]
@@ -126,7 +130,10 @@ mod tests {
     use crate::decision::migration::{Offer, steps::Step};
     use crate::decision::ownership::{Decision, Moved, VmDecisions};
     use crate::store::fixture::holds;
-    use crate::types::{Attempt, DesiredPower, RegionNumber, Resources, VmRecord};
+    use crate::types::{
+        Attempt, Check, CheckCategory, CheckStatus, DesiredPower, MigrationOptions, MigrationPlan, MigrationRisk,
+        MigrationStep, NetworkChange, RegionNumber, Resources, Severity, StorageChange, VmRecord,
+    };
 
     fn spec() -> VmSpec {
         serde_json::from_str(r#"{"name":"web","cpu":2,"memoryBytes":4096,"diskBytes":65536,"labels":{"tier":"front"}}"#)
@@ -154,6 +161,37 @@ mod tests {
         }
     }
 
+    fn plan() -> MigrationPlan {
+        MigrationPlan {
+            id: PlanId { region: RegionNumber(1), incarnation: 2, number: 4 },
+            vm: VmId { region: RegionNumber(1), incarnation: 1, number: 7 },
+            source: "eu/eu-a".parse().unwrap(),
+            target: "us/us-a".parse().unwrap(),
+            options: MigrationOptions { max_downtime_ms: Some(200), ..MigrationOptions::default() },
+            estimated_downtime: 50_500_000,
+            estimated_downtime_ms: 50.5,
+            estimated_duration: 2_000_000_000,
+            estimated_duration_ms: 2_000.0,
+            estimated_bytes: 300,
+            steps: vec![MigrationStep { name: "copy".into(), description: "rounds".into(), reversible: true }],
+            network_changes: vec![NetworkChange { description: "reached in us".into() }],
+            storage_changes: vec![StorageChange { description: "a disk".into(), bytes: 128 }],
+            risks: vec![MigrationRisk { severity: Severity::Warning, description: "slow".into() }],
+            checks: vec![Check {
+                id: "link".into(),
+                name: "the link".into(),
+                category: CheckCategory::Network,
+                status: CheckStatus::Passed,
+                severity: Severity::Blocking,
+                message: "up".into(),
+            }],
+            executable: true,
+            resource_version: 9,
+            created_at: WallMillis(1_700_000_000_008),
+            expires_at: WallMillis(1_700_000_600_008),
+        }
+    }
+
     #[test]
     fn the_formats_are_frozen() {
         let (s, spec) = (source(), spec());
@@ -169,6 +207,15 @@ mod tests {
             started_at: WallMillis(1_700_000_000_000),
         });
         holds(&SourceCheckpoint { state: s.clone(), entries: 9, transfer });
+        let record = SourceJobRecord {
+            first: s.clone(),
+            spec: spec.clone(),
+            plan: Some(PlanId { region: RegionNumber(1), incarnation: 2, number: 4 }),
+            bytes_per_second_max: None,
+            planned_downtime_us: 1,
+            started_at: WallMillis(1_700_000_000_006),
+        };
+        holds(&SourceJobEnded { record, last: s.clone(), transfer, ended_at: WallMillis(1_700_000_000_007) });
         holds(&TargetJobRecord { first: first.clone(), started_at: WallMillis(1_700_000_000_001) });
         holds(&TargetJobEnded { last: first, ended_at: WallMillis(1_700_000_000_002) });
         let input = Input { attempt: s.attempt, step: Some(Step::Decide), event: Event::Decided(Decision::Abort) };
@@ -181,7 +228,8 @@ mod tests {
             fence: s.next_fence,
             due: WallMillis(1_700_000_000_004),
         });
-        holds(&RequestRecord { fingerprint: 5, subject: "vm-1-1-7".into(), number: 6 });
+        holds(&RequestRecord { fingerprint: 5, subject: "vm-1-1-7".into() });
+        holds(&plan());
         holds(&VmName { vm: s.vm });
         let resources = Resources { cpu: 2, memory_bytes: 4096, disk_bytes: 65536 };
         holds(&ReservationRecord { job: s.job, vm: s.vm, resources });

@@ -16,7 +16,7 @@ use crate::decision::migration::source::{Command, Event, HostView, Input, Round}
 use crate::decision::migration::steps::Step;
 use crate::decision::migration::{TargetAnswer, TargetRequest};
 use crate::drivers::{End, HostCall, HostError, HostReply, Hypervisor, SwitchKey, TransferProgress, VmObservation};
-use crate::types::{Attempt, GuestPower, Millis, OperationId, limits};
+use crate::types::{Attempt, ClusterId, GuestPower, Millis, OperationId, limits};
 
 /// Longest pause between two looks at a transfer.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -29,9 +29,6 @@ const AGAIN_FIRST: Duration = Duration::from_millis(5);
 const AGAIN_LAST: Duration = Duration::from_millis(1_000);
 /// Pause after a host said that it failed.
 const FAILED_PAUSE: Duration = Duration::from_millis(500);
-/// What a switch costs beside its bytes and round trips: commits, calls to the hosts, the last look at what is dirty;
-/// microseconds. Seen 20,000 to 60,000 on the embedded host with two busy cores.
-const SWITCH_OVERHEAD_US: u64 = 40_000;
 
 impl Handle<SourceMessage> {
     /// Tells the job what happened. A job that is gone has no use for it.
@@ -52,6 +49,7 @@ struct Effect {
     operation: OperationId,
     asked: Asked,
     bytes_per_second_max: Option<u64>,
+    from: ClusterId,
 }
 
 impl Effect {
@@ -67,6 +65,7 @@ impl Effect {
             operation: job.operation(step.name()),
             asked: Asked::of(job),
             bytes_per_second_max: job.record.bytes_per_second_max,
+            from: job.state.from.cluster.clone(),
         })
     }
 
@@ -148,7 +147,7 @@ async fn host(effect: &Effect, call: HostCall, done: Event) {
             refused(effect, error.to_string()).await
         }
         // Another life of this region's store is in charge: this one must not act at all.
-        Err(error @ HostError::StaleIncarnation { .. }) => return effect.ctx.fail(error.to_string()),
+        Err(HostError::StaleIncarnation { known, .. }) => return effect.ctx.stop_as_older_copy(&effect.from, known),
     };
     effect.tell(event);
 }
@@ -303,7 +302,7 @@ async fn copy(effect: &Effect) {
             remaining_bytes: progress.remaining_bytes,
             bytes_per_second: progress.bytes_per_second,
             dirty_bytes_per_second: progress.dirty_bytes_per_second,
-            overhead_us: effect.ctx.round_trip_us(&effect.asked.to.region) * 2 + SWITCH_OVERHEAD_US,
+            overhead_us: effect.ctx.path(&effect.asked.to.region, progress.bytes_per_second).overhead_us(),
             decider_reachable: effect.ctx.store_works(),
         }));
     }

@@ -251,8 +251,8 @@ impl SourceJob {
             entries: self.entries + 1,
             transfer: self.transfer,
             ctx: self.ctx.clone(),
-            retention_ms: self.ctx.settings.retention.0,
-            status: self.status(),
+            retention_ms: self.ctx.settings.moves.retention.0,
+            record: self.record.clone(),
             key: None,
         }
     }
@@ -399,7 +399,7 @@ struct Advance {
     transfer: TransferRecord,
     ctx: Arc<Context>,
     retention_ms: u64,
-    status: MigrationStatus,
+    record: SourceJobRecord,
     /// Of the request that caused it.
     key: Option<RequestKey>,
 }
@@ -419,16 +419,13 @@ impl Advance {
                 Write::VmStays => vms::unlock(txn, self.after.vm, job)?,
                 Write::OweDiscard => self.owe_discard(txn)?,
                 Write::JobEnded => {
-                    let now = self.entry.at;
-                    let mut status = self.status.clone();
-                    status.state = self.after.state();
-                    status.status = status.state.nova_status().into();
-                    status.phase = Step::End.name().into();
-                    status.progress = 100.0;
-                    status.reason = self.after.note.clone();
-                    status.commands = Vec::new();
-                    status.completed_at = Some(now);
-                    tables::end_source(txn, job, &SourceJobEnded { status })?;
+                    let ended = SourceJobEnded {
+                        record: self.record.clone(),
+                        last: self.after.clone(),
+                        transfer: self.transfer,
+                        ended_at: self.entry.at,
+                    };
+                    tables::end_source(txn, job, &ended)?;
                 }
             }
         }

@@ -322,7 +322,7 @@ impl State {
                 Command::Park { child, reason } => {
                     tracing::error!(child = %self.path_of(&child), %reason, "parked: it waits for a person");
                 }
-                Command::PersistCrash { child, count } => self.record(child, Some(count)),
+                Command::PersistCrash { child, count, reason } => self.record(child, Some((count, reason))),
                 Command::ClearCrashes { child } => self.record(child, None),
                 Command::Forget { child } => {
                     self.supervisor.shared.lock().specs.remove(&child);
@@ -463,7 +463,7 @@ impl State {
     }
 
     /// Sets or clears the persisted crashes of a child, one after the other.
-    fn record(&mut self, child: ChildId, count: Option<u32>) {
+    fn record(&mut self, child: ChildId, crashed: Option<(u32, String)>) {
         let ledger = Arc::clone(&self.supervisor.shared.ledger);
         let path = self.path_of(&child);
         let before = self.records.remove(&child);
@@ -472,8 +472,8 @@ impl State {
             if let Some(before) = before {
                 let _ = before.await;
             }
-            let done = match count {
-                Some(count) => ledger.record(&path, count).await,
+            let done = match crashed {
+                Some((count, why)) => ledger.record(&path, count, &why).await,
                 None => ledger.clear(&path).await,
             };
             if let Err(error) = done {

@@ -139,17 +139,61 @@ pub fn open_jobs(store: &Store) -> Result<(Vec<SourceJobRecord>, Vec<TargetJobRe
     Ok((source.into_iter().map(|(_, r)| r).collect(), target.into_iter().map(|(_, r)| r).collect()))
 }
 
-/// The source's side is over.
+/// The source's side is over. The oldest one that is over is forgotten if there are too many.
 pub fn end_source(txn: &mut Txn<'_, '_>, job: JobId, ended: &SourceJobEnded) -> Result<(), StoreError> {
     txn.delete(Table::Jobs, &source_key(job))?;
-    txn.put(Table::JobsEnded, &source_key(job), ended)
+    txn.put(Table::JobsEnded, &source_key(job), ended)?;
+    if let Some(oldest) = keep(txn, "jobs-ended", limits::JOBS_ENDED_MAX, &job.to_string())? {
+        txn.delete(Table::JobsEnded, &format!("source/{oldest}"))?;
+        forget_journal(txn, &oldest)?;
+    }
+    Ok(())
 }
 
-/// The target's side is over.
+/// The target's side is over. What came of it is kept for good: a source that was cut off may still ask, and must not
+/// be taken for a new job. Its journal is forgotten as the source's is.
 pub fn end_target(txn: &mut Txn<'_, '_>, job: JobId, ended: &TargetJobEnded) -> Result<(), StoreError> {
     txn.delete(Table::Jobs, &target_key(job))?;
-    txn.put(Table::JobsEnded, &target_key(job), ended)
+    txn.put(Table::JobsEnded, &target_key(job), ended)?;
+    let inside = ended.last.from.region == ended.last.to.region;
+    if !inside && let Some(oldest) = keep(txn, "jobs-received", limits::JOBS_ENDED_MAX, &job.to_string())? {
+        forget_journal(txn, &oldest)?;
+    }
+    Ok(())
 }
+
+fn forget_journal(txn: &mut Txn<'_, '_>, job: &str) -> Result<(), StoreError> {
+    match job.parse() {
+        Ok(job) => txn.forget_job(job),
+        Err(_) => Err(StoreError::Damaged { what: "a ring of jobs".into(), detail: format!("'{job}' is no job id") }),
+    }
+}
+
+/// Takes note of the newest of the `max` things of a kind that are kept, and tells the oldest, whose place it takes.
+/// A ring of rows by number finds that without a scan.
+fn keep(txn: &mut Txn<'_, '_>, kind: &str, max: usize, name: &str) -> Result<Option<String>, StoreError> {
+    let count = format!("ring/{kind}");
+    let number = txn.get::<RingCount>(Table::Meta, &count)?.map_or(0, |count| count.number) + 1;
+    txn.put(Table::Meta, &count, &RingCount { number })?;
+    let place = format!("ring/{kind}/{:08}", number % max as u64);
+    let oldest = txn.get::<RingEntry>(Table::Meta, &place)?.map(|entry| entry.name);
+    txn.put(Table::Meta, &place, &RingEntry { name: name.to_owned() })?;
+    Ok(oldest.filter(|oldest| oldest != name))
+}
+
+/// How many of a kind there were so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct RingCount {
+    number: u64,
+}
+crate::stored!(RingCount, b"rcnt");
+
+/// Which one has a place in the ring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct RingEntry {
+    name: String,
+}
+crate::stored!(RingEntry, b"rent");
 
 // -- journals ----------------------------------------------------------------
 
@@ -252,6 +296,16 @@ pub fn cleanups(store: &Store, cluster: Option<&ClusterId>) -> Result<Vec<Cleanu
     Ok(store.scan(Table::Cleanups, &prefix)?.into_iter().map(|(_, cleanup)| cleanup).collect())
 }
 
+/// Keeps a new plan, and forgets the oldest if there are too many.
+pub fn put_plan(txn: &mut Txn<'_, '_>, plan: &MigrationPlan) -> Result<(), StoreError> {
+    let id = plan.id.to_string();
+    txn.put(Table::Plans, &id, plan)?;
+    match keep(txn, "plans", limits::PLANS_MAX, &id)? {
+        Some(oldest) => txn.delete(Table::Plans, &oldest),
+        None => Ok(()),
+    }
+}
+
 /// A plan.
 pub fn plan(store: &Store, plan: PlanId) -> Result<Option<MigrationPlan>, StoreError> {
     store.get(Table::Plans, &plan.to_string())
@@ -272,32 +326,12 @@ pub fn request(store: &Store, key: &str) -> Result<Option<RequestRecord>, StoreE
 
 /// Remembers what a client's key came to, and forgets the one that is as many requests old as are kept.
 pub fn put_request(txn: &mut Txn<'_, '_>, key: &str, fingerprint: u64, subject: &str) -> Result<(), StoreError> {
-    let number = txn.get::<RequestCount>(Table::Meta, "requests")?.map_or(0, |count| count.number) + 1;
-    txn.put(Table::Meta, "requests", &RequestCount { number })?;
-    txn.put(Table::Requests, key, &RequestRecord { fingerprint, subject: subject.to_owned(), number })?;
-    // A ring of rows by number finds the oldest without a scan.
-    let ring = format!("ring/{:08}", number % limits::IDEMPOTENCY_KEYS_MAX as u64);
-    if let Some(oldest) = txn.get::<RequestAge>(Table::Meta, &ring)?
-        && oldest.key != key
-    {
-        txn.delete(Table::Requests, &oldest.key)?;
+    txn.put(Table::Requests, key, &RequestRecord { fingerprint, subject: subject.to_owned() })?;
+    match keep(txn, "requests", limits::IDEMPOTENCY_KEYS_MAX, key)? {
+        Some(oldest) => txn.delete(Table::Requests, &oldest),
+        None => Ok(()),
     }
-    txn.put(Table::Meta, &ring, &RequestAge { key: key.to_owned() })
 }
-
-/// How many requests were remembered so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestCount {
-    number: u64,
-}
-crate::stored!(RequestCount, b"rcnt");
-
-/// Which key was used how-manieth.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RequestAge {
-    key: String,
-}
-crate::stored!(RequestAge, b"rage");
 
 /// Room promised to jobs, in all clusters.
 pub fn reservations(store: &Store) -> Result<Vec<(ClusterId, ReservationRecord)>, StoreError> {
@@ -321,12 +355,43 @@ pub fn drop_reservation(txn: &mut Txn<'_, '_>, cluster: &ClusterId, job: JobId) 
 
 // -- audit -------------------------------------------------------------------
 
-/// Appends to the audit: ordered by time, then by request.
+/// Appends to the audit: ordered by time, then by request. The oldest record goes if there are too many.
 pub fn put_audit<A: Stored>(
     txn: &mut Txn<'_, '_>,
     at: WallMillis,
     request: RequestId,
     record: &A,
 ) -> Result<(), StoreError> {
-    txn.put(Table::Audit, &format!("{:014}/{request}", at.0), record)
+    let key = format!("{:014}/{request}", at.0);
+    txn.put(Table::Audit, &key, record)?;
+    match keep(txn, "audit", limits::AUDIT_MAX, &key)? {
+        Some(oldest) => txn.delete(Table::Audit, &oldest),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::fixture::holds;
+    use crate::store::{StoreOptions, Work};
+
+    #[test]
+    fn the_formats_are_frozen() {
+        holds(&RingCount { number: 300 });
+        holds(&RingEntry { name: "job-1-1-3".into() });
+    }
+
+    #[tokio::test]
+    async fn the_newest_of_a_kind_are_kept_and_each_older_one_is_told_once() {
+        let (store, _) = Store::open(StoreOptions::memory("eu".parse().unwrap()).unwrap(), 1).unwrap();
+        let mut kept = std::collections::VecDeque::new();
+        for number in 0..40 {
+            let name = format!("x-{number}");
+            kept.push_back(name.clone());
+            let expected = if kept.len() > 7 { kept.pop_front() } else { None };
+            let oldest = store.transact(Work::Finish, move |txn| keep(txn, "things", 7, &name)).await.unwrap();
+            assert_eq!(oldest, expected);
+        }
+    }
 }

@@ -132,8 +132,8 @@ impl Effect {
                     again(&mut pause).await;
                 }
                 Err(error @ HostError::NotFound { .. }) => return Err(Event::HostLost { why: error.to_string() }),
-                Err(error @ HostError::StaleIncarnation { .. }) => {
-                    self.ctx.fail(error.to_string());
+                Err(HostError::StaleIncarnation { known, .. }) => {
+                    self.ctx.stop_as_older_copy(&self.state.to.cluster, known);
                     std::future::pending::<()>().await;
                 }
                 Err(

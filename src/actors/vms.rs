@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use super::records::{SourceJobRecord, TransferRecord};
+use super::records::{SourceJobEnded, SourceJobRecord, TransferRecord};
 use super::tables::{self, ReservationRecord, VmName};
 use crate::decision::migration::source::{ParkReason, Phase, Source};
 use crate::decision::migration::steps::{STEPS, Step};
@@ -14,8 +14,7 @@ use crate::decision::reservations::{Ledger, Reserve};
 use crate::drivers::TransferProgress;
 use crate::store::{Store, StoreError, Table, Txn};
 use crate::types::{
-    ClusterId, DesiredPower, JobId, MigrationStatus, Millis, Resources, Tick, VmId, VmRecord, VmSpec, WallMillis,
-    limits,
+    ClusterId, DesiredPower, JobId, MigrationStatus, Resources, Tick, VmId, VmRecord, VmSpec, WallMillis, limits,
 };
 
 /// Room of each local cluster.
@@ -269,6 +268,11 @@ pub fn status_of(
     }
 }
 
+/// How a job that is over stands.
+pub fn status_of_ended(ended: &SourceJobEnded) -> MigrationStatus {
+    status_of(&ended.last, &ended.record, &ended.transfer, &TransferProgress::default(), ended.ended_at)
+}
+
 /// Each step has its share of the bar; the copy fills its own by bytes. Monotone inside a step.
 fn percent(step: Step, copied: f64) -> f64 {
     const COPY_FROM: f64 = 5.0;
@@ -309,9 +313,4 @@ fn commands(phase: &Phase, decided: bool) -> Vec<String> {
         | Phase::Reviving => &["cancel"],
     };
     list.iter().map(|command| (*command).to_owned()).collect()
-}
-
-/// How long ago, on the wall clock; for shown ages only.
-pub fn wall_age(then: WallMillis, now: WallMillis) -> Millis {
-    Millis(now.0.saturating_sub(then.0))
 }

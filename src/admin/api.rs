@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use http_body_util::{BodyExt, Limited};
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::Instrument;
@@ -125,6 +126,7 @@ impl Api {
             method: method.to_string(),
             path: uri.path().chars().take(256).collect(),
             idempotency_key: headers.get(IDEMPOTENCY_KEY).and_then(|v| v.to_str().ok()).map(str::to_owned),
+            reason: body.as_deref().ok().and_then(reason_in),
             dry_run: uri.query().is_some_and(|q| q.split('&').any(|pair| pair == "dryRun=true")),
             status: 0,
             code: None,
@@ -296,4 +298,14 @@ fn trace_of(headers: &HeaderMap) -> Option<u128> {
     let (version, trace) = (parts.next()?, parts.next()?);
     let id = u128::from_str_radix(trace, 16).ok().filter(|id| *id != 0)?;
     (version.len() == 2 && trace.len() == 32).then_some(id)
+}
+
+/// The `reason` that a request's body gives, whatever else is in it.
+fn reason_in(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Given {
+        reason: Option<String>,
+    }
+    let given: Given = serde_json::from_slice(body).ok()?;
+    given.reason.map(|reason| reason.chars().take(500).collect())
 }

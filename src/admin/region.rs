@@ -233,7 +233,7 @@ impl MigrationFilter {
 pub struct AuditRecord {
     /// The request.
     pub request_id: RequestId,
-    /// When it ended.
+    /// When it came in.
     pub at: WallMillis,
     /// Who asked.
     pub caller: Caller,
@@ -243,6 +243,8 @@ pub struct AuditRecord {
     pub path: String,
     /// Its key.
     pub idempotency_key: Option<String>,
+    /// Why, in the caller's words (`--reason`).
+    pub reason: Option<String>,
     /// Whether nothing was to be changed.
     pub dry_run: bool,
     /// HTTP status of the answer.
@@ -335,6 +337,7 @@ pub trait Region: Send + Sync + 'static {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::RegionNumber;
 
     #[test]
     fn pages_cover_a_list_once_and_in_order() {
@@ -365,5 +368,22 @@ mod tests {
         }
         let query = PageQuery { cursor: Some("soup".into()), limit: None };
         assert!(query.cut(vec![1u64], |n| *n).unwrap_err().message.contains("soup"));
+    }
+
+    #[test]
+    fn the_audit_format_is_frozen() {
+        crate::store::fixture::holds(&AuditRecord {
+            request_id: RequestId { region: RegionNumber(1), incarnation: 2, number: 3 },
+            at: WallMillis(1_700_000_000_000),
+            caller: Caller { uid: 1000, gid: 100, pid: Some(77), via: Some("us".parse().unwrap()) },
+            method: "POST".into(),
+            path: "/v2/vms".into(),
+            idempotency_key: Some("k-1".into()),
+            reason: Some("moving out".into()),
+            dry_run: false,
+            status: 409,
+            code: Some(ErrorCode::Conflict),
+            took_ms: Millis(12),
+        });
     }
 }

@@ -140,13 +140,14 @@ pub(super) async fn link(client: &Client, out: &mut Output, verb: ListVerb) -> R
             word(&link.state),
             span(link.since_ms),
             link.rtt_us.map(|us| format!("{:.1} ms", us as f64 / 1000.0)).unwrap_or_default(),
+            link.loss_permille.map(|loss| format!("{}.{} %", loss / 10, loss % 10)).unwrap_or_default(),
             link.bytes_per_second.map(rate).unwrap_or_default(),
             link.outbox.to_string(),
             age(link.age_ms, link.stale),
             link.reason.clone().unwrap_or_default(),
         ]
     };
-    let head = ["region", "address", "state", "for", "round trip", "bulk", "unsent", "heard", "reason"];
+    let head = ["region", "address", "state", "for", "round trip", "loss", "bulk", "unsent", "heard", "reason"];
     let nothing = "There are no links. Add a [[peer]] to node.toml and restart the node.";
     Ok(out.table(&head, page.items.iter().map(row).collect(), nothing)?)
 }

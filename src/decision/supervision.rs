@@ -347,7 +347,8 @@ impl Supervision {
                 if let Some(max) = child.policy.crashes_max {
                     // So that the next life of this process does not feed it the poison again.
                     child.crashes = child.crashes.max(max);
-                    commands.push(Command::PersistCrash { child: child.id.clone(), count: child.crashes });
+                    let (id, count, why) = (child.id.clone(), child.crashes, reason.clone());
+                    commands.push(Command::PersistCrash { child: id, count, reason: why });
                 }
                 self.park(now, i, ParkReason::Poison { reason }, commands);
                 self.cycle_siblings(i);
@@ -365,7 +366,8 @@ impl Supervision {
                 if let Some(max) = child.policy.crashes_max {
                     child.crashes = child.crashes.saturating_add(1);
                     let crashes = child.crashes;
-                    commands.push(Command::PersistCrash { child: child.id.clone(), count: crashes });
+                    let (id, why) = (child.id.clone(), reason.clone());
+                    commands.push(Command::PersistCrash { child: id, count: crashes, reason: why });
                     if crashes >= max {
                         self.park(now, i, ParkReason::Quarantine { crashes, reason }, commands);
                         self.cycle_siblings(i);

@@ -38,9 +38,6 @@ pub enum NodeError {
     /// A host process.
     #[error(transparent)]
     Host(#[from] LaunchError),
-    /// The kill point of `[chaos]`.
-    #[error("chaos.killAt: {0}")]
-    KillAt(String),
     /// The operating system.
     #[error("starting the runtime: {0}")]
     Runtime(io::Error),
@@ -59,8 +56,8 @@ impl NodeError {
     /// The exit code: 1 failed, 2 a bad configuration, 3 refused, 5 something that is needed is not there.
     pub fn exit_code(&self) -> u8 {
         match self {
-            NodeError::Config(_) | NodeError::KillAt(_) => 2,
-            NodeError::Refused { .. } => 3,
+            NodeError::Config(_) => 2,
+            NodeError::Refused { .. } | NodeError::Store(StoreError::OlderCopy { .. }) => 3,
             NodeError::Store(StoreError::InUse { .. })
             | NodeError::Admin(ServeError::InUse { .. })
             | NodeError::Quic(_)
@@ -91,7 +88,6 @@ impl NodeError {
             NodeError::Trust(_) | NodeError::File { .. } => {
                 "the files of 'novafed init' must be there and belong to this user, keys with mode 0600".into()
             }
-            NodeError::KillAt(_) => "remove chaos.killAt, or write step:side:phase".into(),
             NodeError::Ended { .. } | NodeError::Actors(_) => {
                 "read the log for what crashed again and again, then start the node again; the VMs go on".into()
             }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::RegionApi;
 use super::exit::NodeError;
-use crate::actors::cluster::{Cluster, ClusterMessage};
+use crate::actors::cluster::{Cluster, ClusterMessage, ServedBy};
 use crate::actors::context::{Context, LocalCluster, Settings};
 use crate::actors::crash_rows::StoredCrashes;
 use crate::actors::host_keeper::HostKeeper;
@@ -20,13 +20,13 @@ use crate::actors::{Admission, ChildSpec, Handle, Root, Supervisor, SupervisorSp
 use crate::admin::telemetry::Metrics;
 use crate::admin::{Api, Forwarded, ForwardedReply, Server};
 use crate::clock::Clock;
-use crate::config::{Config, KeySource};
+use crate::config::{Config, Driver, KeySource};
+use crate::decision::migration::defaults::Defaults;
 use crate::decision::supervision::{Restart, Strategy};
 use crate::drivers::Hypervisor;
 use crate::drivers::embedded::client::{DriverOptions, EmbeddedDriver};
 use crate::drivers::embedded::launch::Launch;
 use crate::protocol::bodies::{ApiMessage, ApiReply};
-use crate::protocol::link::PeerId;
 use crate::protocol::quic::{QuicConfig, QuicNode};
 use crate::protocol::trust::{Identity, Leaf, RegionCa, TrustStore, keep_renewed};
 use crate::store::{Opened, Store, StoreKey, StoreOptions, load_keys};
@@ -109,19 +109,18 @@ async fn open_store(dir: &Path, config: &Config) -> Result<(Store, Opened), Node
 }
 
 fn context(dir: &Path, config: &Config, clock: Clock, store: Store) -> Result<Context, NodeError> {
-    let kill_at = match &config.chaos.kill_at {
-        Some(text) if config.chaos.allow => Some(text.parse().map_err(NodeError::KillAt)?),
-        Some(_) | None => None,
-    };
     let capacities = config.clusters.iter().map(|c| (c.id.clone(), c.capacity.resources())).collect();
     let ledgers = Ledgers::load(&store, capacities)?;
     let settings = Settings {
-        downtime_max: config.migration.max_downtime,
-        switch_deadline: config.migration.switch_deadline,
-        rounds_max: config.migration.rounds_max,
-        bytes_per_second_max: config.migration.bandwidth_max,
-        retention: config.migration.retention,
-        patience: limits::RESERVATION_MS,
+        moves: Defaults {
+            downtime_max: config.migration.max_downtime,
+            deadline: config.migration.switch_deadline,
+            rounds_max: config.migration.rounds_max,
+            patience: limits::RESERVATION_MS,
+            bytes_per_second_max: config.migration.bandwidth_max,
+            retention: config.migration.retention,
+            store_reserve_bytes: config.store.reserve,
+        },
         running_max: config.migration.running_max,
     };
     let numbers = config.peers.iter().map(|peer| (peer.number, peer.region.clone())).collect();
@@ -134,7 +133,7 @@ fn context(dir: &Path, config: &Config, clock: Clock, store: Store) -> Result<Co
         store,
         settings,
         ledgers,
-        KillSwitch::new(kill_at, &dir.join("run")),
+        KillSwitch::new(config.chaos.kill_at, &dir.join("run")),
         numbers,
     ))
 }
@@ -172,7 +171,8 @@ fn links(
         trust.set(peer.region.clone(), &pem)?;
     }
     let quic = QuicConfig {
-        us: PeerId { region: config.region.name.clone(), incarnation: ctx.store.incarnation() },
+        us: config.region.name.clone(),
+        lineage: ctx.store.lineage().clone(),
         listen: config.listen.address,
         peers: config.peers.iter().map(|peer| (peer.region.clone(), peer.address.clone())).collect(),
         version_floor: 0,
@@ -204,22 +204,24 @@ async fn start_clusters(
     }
     for cluster in &config.clusters {
         let Some((keeper, directory)) = keepers.get(&cluster.host()) else { continue };
-        let driver: Arc<dyn Hypervisor> = Arc::new(EmbeddedDriver::new(DriverOptions {
-            directory: directory.clone(),
-            region: config.region.name.clone(),
-            incarnation: ctx.store.incarnation(),
-            cluster: cluster.id.clone(),
-            capacity: cluster.capacity.resources(),
-        }));
+        let driver: Arc<dyn Hypervisor> = match cluster.driver {
+            Driver::Embedded => Arc::new(EmbeddedDriver::new(DriverOptions {
+                directory: directory.clone(),
+                region: config.region.name.clone(),
+                lineage: ctx.store.lineage().clone(),
+                cluster: cluster.id.clone(),
+                capacity: cluster.capacity.resources(),
+            })),
+        };
         let handle: Handle<ClusterMessage> = Handle::new(ctx.clock, Admission::default());
         ctx.add_cluster(cluster.id.clone(), LocalCluster { driver: driver.clone(), actor: handle.clone() });
         let (ctx, keeper, me) = (ctx.clone(), keeper.clone(), handle.clone());
-        let (id, host) = (cluster.id.clone(), cluster.host());
+        let (id, host, kind) = (cluster.id.clone(), cluster.host(), cluster.driver.name());
         let spec = ChildSpec::actor(format!("cluster-{id}"), &handle, move |_| {
             let keeper = keeper.clone();
             let look_after = Arc::new(move || keeper.look_after());
-            let cluster = Cluster::new(ctx.clone(), me.clone(), id.clone(), host.clone(), driver.clone(), look_after);
-            std::future::ready(Ok(cluster))
+            let served_by = ServedBy { host: host.clone(), kind, driver: driver.clone(), look_after };
+            std::future::ready(Ok(Cluster::new(ctx.clone(), me.clone(), id.clone(), served_by)))
         });
         supervisor.add_child(spec).await.map_err(|error| NodeError::Actors(error.to_string()))?;
     }

@@ -5,12 +5,13 @@
 //! ```text
 //! 0  magic "NVFH"    6  u16 oldest version spoken   10  u16 zero
 //! 4  u16 length      8  u16 newest version spoken   12  u64 + u64 incarnation   28  u8 n, n bytes: region
+//!                                                   then u8 m, m times u64: nonces of the lives before, newest first
 //! ```
 //! A hello that is not welcome is answered by closing the connection, with the code and the reason in the close.
 
 use super::envelope;
 use crate::types::limits::NAME_BYTES_MAX;
-use crate::types::{Incarnation, RegionName};
+use crate::types::{Incarnation, LIVES_NAMED_MAX, Lineage, RegionName};
 
 const MAGIC: [u8; 4] = *b"NVFH";
 const FIXED_BYTES: usize = 29;
@@ -19,7 +20,8 @@ pub const HELLO_BYTES_MAX: usize = 512;
 /// What is read first: it says how long the whole is.
 pub const PREFIX_BYTES: usize = 6;
 
-const _: () = assert!(FIXED_BYTES + NAME_BYTES_MAX <= HELLO_BYTES_MAX);
+const _: () = assert!(FIXED_BYTES + NAME_BYTES_MAX + 1 + LIVES_NAMED_MAX * 8 <= HELLO_BYTES_MAX);
+const _: () = assert!(LIVES_NAMED_MAX <= u8::MAX as usize);
 
 /// Versions that an end speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +49,8 @@ impl Versions {
 pub struct Hello {
     /// What its sender speaks.
     pub versions: Versions,
-    /// The life of the sender's store.
-    pub incarnation: Incarnation,
+    /// The life of the sender's store, and those before it.
+    pub lineage: Lineage,
     /// The sender's region.
     pub region: RegionName,
 }
@@ -62,17 +64,22 @@ impl Hello {
     /// Its bytes.
     pub fn encode(&self) -> Vec<u8> {
         let region = self.region.as_str().as_bytes();
-        let length = FIXED_BYTES + region.len();
+        let before = &self.lineage.before[..self.lineage.before.len().min(LIVES_NAMED_MAX)];
+        let length = FIXED_BYTES + region.len() + 1 + before.len() * 8;
         let mut out = Vec::with_capacity(length);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&(length as u16).to_be_bytes());
         out.extend_from_slice(&self.versions.min.to_be_bytes());
         out.extend_from_slice(&self.versions.max.to_be_bytes());
         out.extend_from_slice(&[0; 2]);
-        out.extend_from_slice(&self.incarnation.counter.to_be_bytes());
-        out.extend_from_slice(&self.incarnation.nonce.to_be_bytes());
+        out.extend_from_slice(&self.lineage.now.counter.to_be_bytes());
+        out.extend_from_slice(&self.lineage.now.nonce.to_be_bytes());
         out.push(region.len() as u8);
         out.extend_from_slice(region);
+        out.push(before.len() as u8);
+        for nonce in before {
+            out.extend_from_slice(&nonce.to_be_bytes());
+        }
         out
     }
 
@@ -98,9 +105,14 @@ impl Hello {
         let end = FIXED_BYTES + usize::from(bytes[FIXED_BYTES - 1]);
         let region = bytes.get(FIXED_BYTES..end).ok_or(NotAHello)?;
         let region = std::str::from_utf8(region).ok().and_then(|text| text.parse().ok()).ok_or(NotAHello)?;
+        let before = match bytes.get(end) {
+            None => Vec::new(),
+            Some(count) if usize::from(*count) > LIVES_NAMED_MAX => return Err(NotAHello),
+            Some(count) => (0..usize::from(*count)).map(|at| u64_at(end + 1 + at * 8)).collect::<Result<_, _>>()?,
+        };
         Ok(Hello {
             versions: Versions { min: u16_at(6), max: u16_at(8) },
-            incarnation: Incarnation { counter: u64_at(12)?, nonce: u64_at(20)? },
+            lineage: Lineage { now: Incarnation { counter: u64_at(12)?, nonce: u64_at(20)? }, before },
             region,
         })
     }

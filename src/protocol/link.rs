@@ -15,7 +15,7 @@ use tokio::sync::{oneshot, watch};
 use super::envelope::{self, Head, MessageId, TraceId};
 use super::messages::Kind;
 use crate::types::limits::FRAME_BYTES_MAX;
-use crate::types::{Incarnation, IncarnationVerdict, Millis, RegionName};
+use crate::types::{Incarnation, IncarnationVerdict, Lineage, Millis, RegionName};
 
 /// A future on the heap, so that links can be held behind `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -260,6 +260,21 @@ pub struct LinkState {
     pub refusals: BTreeMap<&'static str, u64>,
     /// Why the last dial failed; none while connected.
     pub last_error: Option<String>,
+    /// If it failed because one end wants nothing to do with the other: which and why.
+    pub refused: Option<Refused>,
+    /// How long it has been connected, or not.
+    pub since: Millis,
+    /// Packets lost on the connections in use, per thousand sent; none before any was sent.
+    pub loss_permille: Option<u32>,
+}
+
+/// A hello or certificate that was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// The peer refused us; else we refused it.
+    pub by_peer: bool,
+    /// Why, as in [`LinkState::refusals`].
+    pub reason: &'static str,
 }
 
 /// A link to one region.
@@ -288,7 +303,7 @@ pub trait Inbound: Send + Sync + 'static {
     /// Takes note of a datagram. Must not block.
     fn datagram(&self, from: PeerId, kind: Kind, body: Bytes);
     /// Judges the incarnation that a peer presents by the persisted one, and persists a later one before it answers.
-    fn incarnation_seen(&self, peer: PeerId) -> BoxFuture<'static, IncarnationVerdict>;
+    fn incarnation_seen(&self, peer: RegionName, lineage: Lineage) -> BoxFuture<'static, IncarnationVerdict>;
 }
 
 /// Answer to an offered bulk stream, on its way to the link.

@@ -26,16 +26,13 @@ pub struct CrashRecord {
 stored!(CrashRecord, b"crsh");
 
 impl Txn<'_, '_> {
-    /// Counts a crash of `child` (a job id, or an actor's name) and returns how many there are now.
+    /// Writes how often `child` (its path in the tree) crashed without progress.
     ///
     /// # Errors
-    /// A read error.
-    pub fn count_crash(&mut self, child: &str, now: WallMillis, reason: &str) -> Result<u32, StoreError> {
-        let before = self.get::<CrashRecord>(Table::Crashes, child)?.map_or(0, |record| record.count);
-        let count = before.saturating_add(1);
+    /// [`StoreError::TooLarge`] for a name that can't exist.
+    pub fn put_crashes(&mut self, child: &str, count: u32, now: WallMillis, reason: &str) -> Result<(), StoreError> {
         let reason = reason.chars().take(REASON_CHARS_MAX).collect();
-        self.put(Table::Crashes, child, &CrashRecord { count, last: now, reason })?;
-        Ok(count)
+        self.put(Table::Crashes, child, &CrashRecord { count, last: now, reason })
     }
 
     /// Forgets the crashes of `child`: it made progress, or a person released it.

@@ -21,7 +21,7 @@ use super::tables::{Area, Table, peer_prefix};
 use super::txn::{Minted, Txn};
 use super::value::{Marker, Plain, check_len, plain_of, value_of};
 use crate::stored;
-use crate::types::{Incarnation, IncarnationVerdict, RegionName};
+use crate::types::{Incarnation, IncarnationVerdict, Lineage, RegionName};
 
 const COMMAND: Marker = Marker { kind: *b"cmnd", version: 1 };
 const ANSWER: Marker = Marker { kind: *b"answ", version: 1 };
@@ -118,29 +118,6 @@ impl Txn<'_, '_> {
         Ok(dropped)
     }
 
-    /// Drops one command for `peer` that it has answered, in whatever order answers come; true if it was there.
-    /// The watermark follows as far as everything before it is answered.
-    ///
-    /// # Errors
-    /// A read error.
-    pub fn acknowledge_one(&mut self, peer: &RegionName, id: MessageId) -> Result<bool, StoreError> {
-        let key = row_key(peer, id);
-        if self.get_plain(Area::Outbox, &key)?.is_none() {
-            return Ok(false);
-        }
-        self.delete_plain(Area::Outbox, key);
-        let prefix = rows_prefix(peer);
-        let end = row_key(peer, MessageId { incarnation: u64::MAX, number: u64::MAX });
-        let open = self.keys(Area::Outbox, (Bound::Included(&prefix), Bound::Included(&end)))?;
-        let upto = match open.first() {
-            // Numbers start at 1, so there is one below.
-            Some(lowest) => row_id(lowest).map(|low| MessageId { number: low.number.saturating_sub(1), ..low })?,
-            None => id,
-        };
-        self.raise_watermark(Area::Outbox, peer, upto)?;
-        Ok(true)
-    }
-
     /// What is known of the command `id` from `peer`.
     ///
     /// # Errors
@@ -176,11 +153,11 @@ impl Txn<'_, '_> {
     ///
     /// # Errors
     /// A read error.
-    pub fn admit_peer(&mut self, peer: &RegionName, presented: Incarnation) -> Result<IncarnationVerdict, StoreError> {
+    pub fn admit_peer(&mut self, peer: &RegionName, presented: &Lineage) -> Result<IncarnationVerdict, StoreError> {
         let known = self.get::<PeerRecord>(Table::Peers, peer.as_str())?.map(|record| record.incarnation);
-        let verdict = Incarnation::judge(known, presented);
-        if verdict == IncarnationVerdict::Accept && known != Some(presented) {
-            self.put(Table::Peers, peer.as_str(), &PeerRecord { incarnation: presented })?;
+        let verdict = presented.judge(known);
+        if verdict == IncarnationVerdict::Accept && known != Some(presented.now) {
+            self.put(Table::Peers, peer.as_str(), &PeerRecord { incarnation: presented.now })?;
         }
         Ok(verdict)
     }

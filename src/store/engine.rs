@@ -43,6 +43,8 @@ pub(super) struct Engine {
     failure: watch::Sender<Option<StoreError>>,
     commits: AtomicU64,
     slowest_commit_us: AtomicU64,
+    /// What a commit takes lately: each new one counts for an eighth.
+    commit_us: AtomicU64,
 }
 
 /// A commit that takes longer is worth a line in the log.
@@ -87,6 +89,7 @@ impl Engine {
             failure: watch::Sender::new(None),
             commits: AtomicU64::new(0),
             slowest_commit_us: AtomicU64::new(0),
+            commit_us: AtomicU64::new(0),
         })
     }
 
@@ -99,6 +102,9 @@ impl Engine {
     }
     pub(super) fn commits(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
+    }
+    pub(super) fn commit_us(&self) -> u64 {
+        self.commit_us.load(Ordering::Relaxed)
     }
     pub(super) fn slowest_commit_us(&self) -> u64 {
         self.slowest_commit_us.load(Ordering::Relaxed)
@@ -164,6 +170,10 @@ impl Engine {
             tracing::warn!(took_us, "slow storage: a commit took longer than a second");
         }
         self.slowest_commit_us.fetch_max(took_us, Ordering::Relaxed);
+        // Nobody else commits meanwhile.
+        let before = self.commit_us();
+        let lately = if before == 0 { took_us } else { (before * 7 + took_us) / 8 };
+        self.commit_us.store(lately.max(1), Ordering::Relaxed);
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -30,6 +30,14 @@ pub enum StoreError {
         /// "is missing", "is empty", ...
         why: String,
     },
+    /// A host knew a later life of it.
+    #[error("this state is an older copy: {by} knows its life {known}, which this copy has not seen")]
+    OlderCopy {
+        /// Who knew it.
+        by: String,
+        /// The later life.
+        known: u64,
+    },
     /// The state belongs to somebody else.
     #[error("{path} belongs to {found}, not to {expected}", path = path.display())]
     Foreign {
@@ -152,6 +160,10 @@ impl StoreError {
             Self::Lost { .. } => {
                 "Put the state file back where it was, or move this directory away and create the region anew with \
                  'novafed init'. A copy that is older than the lost file is refused by hosts and peers."
+            }
+            Self::OlderCopy { .. } => {
+                "Put the latest state.redb back, or move the directory away and create the region anew with \
+                 'novafed init'. It can't be in charge again; VMs go on meanwhile."
             }
             Self::Foreign { .. } => "Check --dir: each region has its own directory.",
             Self::Damaged { .. } => {

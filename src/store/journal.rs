@@ -2,13 +2,13 @@
 //! Always: entries of a job are numbered from 1 without gaps, also after a trim; entries are trimmed only up to a
 //! checkpoint that is in the same transaction or already durable, so journal and checkpoint together never lose one.
 
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
 use super::engine::Snapshot;
 use super::error::StoreError;
-use super::tables::{Area, Table, job_key, journal_key, journal_sequence, key_text, prefix_end};
+use super::tables::{Area, job_key, journal_key, journal_sequence, prefix_end};
 use super::txn::Txn;
 use super::value::{Marker, Plain, plain_of, value_of};
 use super::{Store, page_of};
@@ -143,21 +143,6 @@ impl Store {
     /// A read error.
     pub fn checkpoint(&self, job: JobId) -> Result<Option<Checkpoint>, StoreError> {
         checkpoint_in(&mut self.snapshot()?, job)
-    }
-
-    /// The jobs that have not ended: the keys of [`Table::Jobs`], in key order.
-    ///
-    /// # Errors
-    /// A read error, or [`StoreError::Damaged`] for a key that is no job.
-    pub fn open_jobs(&self) -> Result<Vec<JobId>, StoreError> {
-        let mut jobs = Vec::new();
-        self.snapshot()?.visit(Area::Jobs, (Bound::Unbounded, Bound::Unbounded), false, |key, _| {
-            jobs.push(std::str::from_utf8(key).ok().and_then(|text| text.parse().ok()).ok_or_else(|| key_text(key)));
-            ControlFlow::Continue(())
-        })?;
-        let bad =
-            |key| StoreError::Damaged { what: Table::Jobs.name().into(), detail: format!("'{key}' is no job id") };
-        jobs.into_iter().map(|job: Result<JobId, String>| job.map_err(bad)).collect()
     }
 }
 

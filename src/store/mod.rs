@@ -82,7 +82,7 @@ use value::{Plain, value_of};
 use writer::{Runner, Writer};
 
 use crate::types::limits::{STORE_CACHE_BYTES, STORE_RESERVE_BYTES};
-use crate::types::{Incarnation, Millis, RegionName};
+use crate::types::{Incarnation, Lineage, Millis, RegionName};
 
 /// When to ask again after [`StoreError::Busy`]: a few group commits.
 pub const BUSY_RETRY_MS: Millis = Millis(50);
@@ -171,6 +171,7 @@ struct Inner {
     engine: Arc<Engine>,
     writer: Writer,
     identity: StoreIdentity,
+    lineage: Lineage,
     medium: Medium,
     lock: Mutex<Option<LockFile>>,
 }
@@ -212,12 +213,13 @@ impl Store {
     /// [`StoreError`]; its `advice` says what a person should do.
     pub fn open(options: StoreOptions, nonce: u64) -> Result<(Store, Opened), StoreError> {
         let (engine, identity, created, lock) = open::open_engine(&options)?;
-        let (incarnation, rekey_pending) = open::take_incarnation(&engine, nonce)?;
+        let (lineage, rekey_pending) = open::take_incarnation(&engine, nonce)?;
+        let incarnation = lineage.now;
         let engine = Arc::new(engine);
         let runner = Runner::new(Arc::clone(&engine), incarnation, options.space, options.reserve_bytes);
         let writer = if options.inline { Writer::inline(runner) } else { Writer::spawn(runner)? };
         let medium = options.medium;
-        let inner = Inner { engine, writer, identity, medium, lock: Mutex::new(lock) };
+        let inner = Inner { engine, writer, identity, lineage, medium, lock: Mutex::new(lock) };
         Ok((Store { inner: Arc::new(inner) }, Opened { incarnation, created, rekey_pending }))
     }
 
@@ -226,9 +228,29 @@ impl Store {
         self.inner.writer.runner.incarnation
     }
 
+    /// The same with the lives before it, as hosts and peers judge it.
+    pub fn lineage(&self) -> &Lineage {
+        &self.inner.lineage
+    }
+
+    /// `by` knows `known`, a later life of this store: this is an older copy. It never opens again.
+    ///
+    /// # Errors
+    /// What the write failed with.
+    pub async fn refuse_for_ever(&self, by: String, known: Incarnation) -> Result<(), StoreError> {
+        let record = open::RefusedRecord { by, known };
+        let written = self.transact(Work::Finish, move |txn| txn.put(Table::Meta, open::RefusedRecord::ROW, &record));
+        written.await.map_err(|error: TransactError<StoreError>| error.flatten())
+    }
+
     /// Free bytes of the state's file system, if the system says.
     pub fn free_bytes(&self) -> Option<u64> {
         self.inner.writer.runner.space.free()
+    }
+
+    /// What a durable write takes lately, microseconds; 0 before the first.
+    pub fn commit_us(&self) -> u64 {
+        self.inner.writer.runner.engine.commit_us()
     }
 
     /// Below so much free space new work is refused.

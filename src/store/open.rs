@@ -22,7 +22,7 @@ use super::tables::Area;
 use super::value::{Stored, plain_of, value_of};
 use super::{Medium, StoreOptions};
 use crate::stored;
-use crate::types::{Incarnation, RegionName};
+use crate::types::{Incarnation, Lineage, RegionName};
 
 /// First word of the identity file.
 const IDENTITY_MAGIC: &str = "novafed-store";
@@ -40,15 +40,29 @@ impl StoreIdentity {
     pub(super) const ROW: &'static str = "identity";
 }
 
-/// The incarnation that the latest opening took.
+/// The incarnation that the latest opening took, and those before it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct IncarnationRecord {
-    incarnation: Incarnation,
+    lineage: Lineage,
 }
 stored!(IncarnationRecord, b"incn");
 
 impl IncarnationRecord {
     const ROW: &'static str = "incarnation";
+}
+
+/// A host knew a later life of this store: this is an older copy, which must never be in charge again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct RefusedRecord {
+    /// Who knew it.
+    pub(super) by: String,
+    /// The later life.
+    pub(super) known: Incarnation,
+}
+stored!(RefusedRecord, b"rfsd");
+
+impl RefusedRecord {
+    pub(super) const ROW: &'static str = "refused";
 }
 
 /// Which key seals. Written when a change of keys begins, so that a crash in the middle of it changes nothing.
@@ -244,18 +258,21 @@ pub(super) fn open_engine(
 }
 
 /// Takes the next incarnation and settles which key seals.
-pub(super) fn take_incarnation(engine: &Engine, nonce: u64) -> Result<(Incarnation, bool), StoreError> {
+pub(super) fn take_incarnation(engine: &Engine, nonce: u64) -> Result<(Lineage, bool), StoreError> {
     let key: Option<SealingKey> = meta(engine, SealingKey::ROW)?;
     if let Some(key) = &key
         && !engine.sealer.seal_with(key.id)
     {
         return Err(StoreError::WrongKey { needed: key_id_text(key.id), given: engine.sealer.key_ids() });
     }
+    if let Some(refused) = meta::<RefusedRecord>(engine, RefusedRecord::ROW)? {
+        // Not one start more: each makes it look later than it is.
+        return Err(StoreError::OlderCopy { by: refused.by, known: refused.known.counter });
+    }
     let before: Option<IncarnationRecord> = meta(engine, IncarnationRecord::ROW)?;
-    let counter = before.map_or(0, |record| record.incarnation.counter) + 1;
-    let incarnation = Incarnation { counter, nonce };
-    commit_row(engine, IncarnationRecord::ROW, &IncarnationRecord { incarnation })?;
-    Ok((incarnation, key.is_some_and(|key| key.changing)))
+    let lineage = Lineage::after(before.map(|record| record.lineage), nonce);
+    commit_row(engine, IncarnationRecord::ROW, &IncarnationRecord { lineage: lineage.clone() })?;
+    Ok((lineage, key.is_some_and(|key| key.changing)))
 }
 
 fn sealer(options: &StoreOptions) -> Sealer {
@@ -354,7 +371,13 @@ mod tests {
             region: "eu".parse().unwrap(),
             store: "00112233445566778899aabbccddeeff".into(),
         });
-        crate::store::fixture::holds(&IncarnationRecord { incarnation: Incarnation { counter: 300, nonce: 7 } });
+        crate::store::fixture::holds(&IncarnationRecord {
+            lineage: Lineage { now: Incarnation { counter: 300, nonce: 7 }, before: vec![6, 5] },
+        });
+        crate::store::fixture::holds(&RefusedRecord {
+            by: "host-a".into(),
+            known: Incarnation { counter: 301, nonce: 9 },
+        });
         crate::store::fixture::holds(&SealingKey { id: 0xdead_beef, changing: true });
     }
 }

@@ -69,6 +69,8 @@ pub struct ClusterView {
     pub state: ClusterState,
     /// Why it is in that state.
     pub reason: String,
+    /// How long it has been in that state.
+    pub since_ms: Millis,
     /// What it has.
     pub capacity: Resources,
     /// What its VMs use.

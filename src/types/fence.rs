@@ -74,12 +74,48 @@ pub enum IncarnationVerdict {
     Stale,
 }
 
-impl Incarnation {
-    /// Judges `presented` by what is `known` so far.
-    pub fn judge(known: Option<Incarnation>, presented: Incarnation) -> IncarnationVerdict {
-        match known {
-            Some(k) if presented.counter < k.counter => IncarnationVerdict::Stale,
-            Some(k) if presented.counter == k.counter && presented.nonce != k.nonce => IncarnationVerdict::Stale,
+/// Lives of a store that it can still name. So many fit into the hello of a link.
+pub const LIVES_NAMED_MAX: usize = 48;
+
+/// A life of a store with those before it. A counter alone proves nothing: an older copy of a store that is started
+/// often enough counts past the true one. That it *descends* from the life that somebody knows is what counts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lineage {
+    /// This life.
+    pub now: Incarnation,
+    /// Nonces of the lives before it, the one just before it first, at most [`LIVES_NAMED_MAX`].
+    pub before: Vec<u64>,
+}
+
+impl From<Incarnation> for Lineage {
+    /// A life that names none before it.
+    fn from(now: Incarnation) -> Lineage {
+        Lineage { now, before: Vec::new() }
+    }
+}
+
+impl Lineage {
+    /// The life after `before`, or the first one.
+    pub fn after(before: Option<Lineage>, nonce: u64) -> Lineage {
+        let Some(Lineage { now: last, before: mut nonces }) = before else {
+            return Incarnation { counter: 1, nonce }.into();
+        };
+        nonces.insert(0, last.nonce);
+        nonces.truncate(LIVES_NAMED_MAX);
+        Lineage { now: Incarnation { counter: last.counter + 1, nonce }, before: nonces }
+    }
+
+    /// Judges who presents this by the life that is `known` so far. Of a life that is too long ago to be named only
+    /// the counter speaks.
+    pub fn judge(&self, known: Option<Incarnation>) -> IncarnationVerdict {
+        let Some(known) = known else { return IncarnationVerdict::Accept };
+        let named = match self.now.counter.checked_sub(known.counter) {
+            None => return IncarnationVerdict::Stale,
+            Some(0) => Some(&self.now.nonce),
+            Some(ago) => usize::try_from(ago - 1).ok().and_then(|at| self.before.get(at)),
+        };
+        match named {
+            Some(nonce) if *nonce != known.nonce => IncarnationVerdict::Stale,
             Some(_) | None => IncarnationVerdict::Accept,
         }
     }
@@ -98,11 +134,32 @@ mod tests {
     #[test]
     fn another_life_with_the_same_counter_is_stale() {
         let known = Some(Incarnation { counter: 5, nonce: 1 });
-        let judge = |counter, nonce| Incarnation::judge(known, Incarnation { counter, nonce });
+        let judge = |counter, nonce| Lineage::from(Incarnation { counter, nonce }).judge(known);
         assert_eq!(judge(5, 1), IncarnationVerdict::Accept);
         assert_eq!(judge(6, 9), IncarnationVerdict::Accept);
         assert_eq!(judge(5, 2), IncarnationVerdict::Stale);
         assert_eq!(judge(4, 1), IncarnationVerdict::Stale);
+    }
+
+    #[test]
+    fn an_older_copy_is_stale_however_often_it_is_started() {
+        let life = |before: &Lineage, nonce| Lineage::after(Some(before.clone()), nonce);
+        let copied = life(&Lineage::after(None, 1), 2);
+        let known = life(&life(&copied, 3), 4).now;
+        let mut copy = copied.clone();
+        for start in 0..LIVES_NAMED_MAX as u64 {
+            copy = life(&copy, 100 + start);
+            assert_eq!(copy.judge(Some(known)), IncarnationVerdict::Stale, "start {start}");
+        }
+        // The true one goes on from where it was, also for who missed some of its lives.
+        let mut truth = life(&life(&copied, 3), 4);
+        for start in 0..3 * LIVES_NAMED_MAX as u64 {
+            truth = life(&truth, 200 + start);
+            for seen in [known, copied.now] {
+                assert_eq!(truth.judge(Some(seen)), IncarnationVerdict::Accept, "start {start}");
+            }
+            assert!(truth.before.len() <= LIVES_NAMED_MAX);
+        }
     }
 
     #[test]

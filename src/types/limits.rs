@@ -92,11 +92,20 @@ pub const JOBS_RUNNING: usize = 64;
 /// Jobs that may be open in one region, those in line included: each has an actor, some 10 KB.
 pub const JOBS_OPEN_MAX: usize = 4096;
 
+/// Jobs that are over and can still be looked at, newest first, with their journals: some 5 KB each.
+pub const JOBS_ENDED_MAX: usize = 2_000;
+/// Plans that are kept, newest first: some 4 KB each.
+pub const PLANS_MAX: usize = 2_000;
+/// Records of the audit that are kept, newest first: some 200 bytes each.
+pub const AUDIT_MAX: usize = 100_000;
+
 // -- migration --------------------------------------------------------------
 /// Blackout that a plan may take unless the request says otherwise.
 pub const DOWNTIME_MS_MAX: Millis = Millis(300);
 /// From `pauseForSwitch` to the watchdog, unless the request says otherwise.
 pub const SWITCH_DEADLINE_MS: Millis = Millis(10_000);
+/// The longest: no request and no configuration pauses a guest for more.
+pub const SWITCH_DEADLINE_MS_MAX: Millis = Millis(120_000);
 /// Rounds of pre-copy before the job gives up converging.
 pub const ROUNDS_MAX: u32 = 30;
 /// Attempts of one job before it is rolled back.
@@ -131,7 +140,7 @@ pub const API_DEADLINE_MS_MAX: Millis = Millis(300_000);
 pub const API_RETRY_MS: Millis = Millis(200);
 /// Items on one page of a list.
 pub const API_PAGE_MAX: usize = 500;
-/// How long an idempotency key is remembered, counted in requests kept.
+/// Idempotency keys that are remembered, newest first.
 pub const IDEMPOTENCY_KEYS_MAX: usize = 10_000;
 /// Length of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
@@ -148,4 +157,5 @@ const _: () = assert!(STOP_MS_MAX.0 < REGION_STOP_MS_MAX.0);
 const _: () = assert!(RESTART_PAUSE_MS_MIN.0 <= RESTART_PAUSE_MS_MAX.0);
 const _: () = assert!(HEARTBEAT_MS.0 * 2 < LINK_IDLE_MS_MAX.0);
 const _: () = assert!(JOBS_RUNNING <= PEER_BULK_STREAMS_MAX as usize && JOBS_RUNNING <= JOBS_OPEN_MAX);
-const _: () = assert!(DOWNTIME_MS_MAX.0 < SWITCH_DEADLINE_MS.0);
+const _: () = assert!(JOBS_OPEN_MAX <= IDEMPOTENCY_KEYS_MAX, "the key of an open job's request is known");
+const _: () = assert!(DOWNTIME_MS_MAX.0 < SWITCH_DEADLINE_MS.0 && SWITCH_DEADLINE_MS.0 <= SWITCH_DEADLINE_MS_MAX.0);

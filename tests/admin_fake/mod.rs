@@ -181,6 +181,7 @@ impl FakeRegion {
             used: Resources::default(),
             reserved: Resources::default(),
             vms,
+            since_ms: Millis(0),
             age_ms: Some(Millis(12)),
             stale: false,
         }]

@@ -10,7 +10,7 @@ use novafed::clock::Clock;
 use novafed::protocol::quic::{QuicConfig, QuicNode};
 use novafed::protocol::trust::{CertificateClock, Identity, Leaf, RegionCa, TrustStore};
 use novafed::protocol::{BoxFuture, BulkOffer, Inbound, Kind, Link, PeerId, Refusal, RefusalCode, Request};
-use novafed::types::{FederationName, Incarnation, IncarnationVerdict, Millis, RegionName};
+use novafed::types::{FederationName, Incarnation, IncarnationVerdict, Lineage, Millis, RegionName};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 pub const DEADLINE: Millis = Millis(5_000);
@@ -93,11 +93,11 @@ impl Inbound for Answers {
     fn datagram(&self, from: PeerId, _kind: Kind, body: Bytes) {
         self.datagrams.lock().unwrap().push((from, body));
     }
-    fn incarnation_seen(&self, peer: PeerId) -> BoxFuture<'static, IncarnationVerdict> {
+    fn incarnation_seen(&self, peer: RegionName, lineage: Lineage) -> BoxFuture<'static, IncarnationVerdict> {
         let mut known = self.known.lock().unwrap();
-        let verdict = Incarnation::judge(known.get(&peer.region).copied(), peer.incarnation);
+        let verdict = lineage.judge(known.get(&peer).copied());
         if verdict == IncarnationVerdict::Accept {
-            known.insert(peer.region, peer.incarnation);
+            known.insert(peer, lineage.now);
         }
         Box::pin(std::future::ready(verdict))
     }
@@ -156,7 +156,8 @@ impl Setup {
         let answers = Arc::new(Answers::default());
         let config = QuicConfig {
             seed: self.id.incarnation.counter,
-            us: self.id,
+            us: self.id.region,
+            lineage: self.id.incarnation.into(),
             listen: "127.0.0.1:0".parse().unwrap(),
             peers: BTreeMap::new(),
             version_floor: self.floor,
@@ -282,7 +283,7 @@ pub mod stranger {
     ) -> Option<novafed::protocol::hello::Hello> {
         use novafed::protocol::hello::{Hello, Versions};
         let versions = Versions { min: versions.0, max: versions.1 };
-        let hello = Hello { versions, incarnation: id.incarnation, region: id.region.clone() };
+        let hello = Hello { versions, lineage: id.incarnation.into(), region: id.region.clone() };
         let (mut send, mut recv) = connection.open_bi().await.ok()?;
         send.write_all(&hello.encode()).await.ok()?;
         send.finish().ok()?;

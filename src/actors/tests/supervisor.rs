@@ -143,10 +143,10 @@ impl CrashLedger for SlowLedger {
     fn load<'a>(&'a self, child: &'a str) -> crate::actors::LedgerFuture<'a, u32> {
         self.0.load(child)
     }
-    fn record<'a>(&'a self, child: &'a str, count: u32) -> crate::actors::LedgerFuture<'a, ()> {
+    fn record<'a>(&'a self, child: &'a str, count: u32, why: &'a str) -> crate::actors::LedgerFuture<'a, ()> {
         Box::pin(async move {
             tokio::time::sleep(Millis(20_000).duration()).await;
-            self.0.record(child, count).await
+            self.0.record(child, count, why).await
         })
     }
     fn clear<'a>(&'a self, child: &'a str) -> crate::actors::LedgerFuture<'a, ()> {

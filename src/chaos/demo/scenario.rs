@@ -293,7 +293,7 @@ impl<'a> Demo<'a> {
         let driver = EmbeddedDriver::new(DriverOptions {
             directory: self.fed.host_dir(&elsewhere)?,
             region: elsewhere.region.clone(),
-            incarnation: Incarnation { counter: u64::MAX, nonce: 0 },
+            lineage: Incarnation { counter: u64::MAX, nonce: 0 }.into(),
             cluster: elsewhere.cluster.clone(),
             capacity: CAPACITY,
         });

@@ -12,6 +12,7 @@
 //! Not here: performing (`actors/`), the host's own rules (`drivers/embedded/rules/`).
 
 pub mod assess;
+pub mod defaults;
 pub mod estimate;
 pub mod source;
 pub mod steps;

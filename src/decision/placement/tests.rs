@@ -36,6 +36,7 @@ fn view(place: &str, capacity: u64, used: u64) -> ClusterView {
         used: room(used),
         reserved: room(0),
         vms: 0,
+        since_ms: Millis(0),
         age_ms: Some(Millis(0)),
         stale: false,
     }

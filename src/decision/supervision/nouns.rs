@@ -179,7 +179,7 @@ pub enum Command {
     /// It is parked: tell a person.
     Park { child: ChildId, reason: ParkReason },
     /// Record its crashes durably before it is started again.
-    PersistCrash { child: ChildId, count: u32 },
+    PersistCrash { child: ChildId, count: u32, reason: String },
     /// Forget its recorded crashes.
     ClearCrashes { child: ChildId },
     /// It is listed no more; drop what you have of it.

@@ -174,7 +174,7 @@ impl Model {
                     self.wake = Some(*tick);
                 }
                 Command::Park { child, .. } => assert_eq!(self.rules[child.as_str()].intent, Intent::Parked),
-                Command::PersistCrash { child, count } => {
+                Command::PersistCrash { child, count, .. } => {
                     assert_eq!(*count, self.rules[child.as_str()].crashes);
                     self.persisted.insert(child.to_string(), *count);
                 }

@@ -16,7 +16,7 @@ use super::process::dial;
 use super::wire::{self, AdminCall, ClusterOffer, HOST_PROTOCOL, Hello, Purpose, Request, Response, WireError};
 use crate::drivers::{BoxFuture, Channel, Duplex, End, HostCall, HostError, HostReply, Hypervisor, SwitchKey};
 use crate::types::limits::{REDIAL_MS_MIN, REQUEST_MS};
-use crate::types::{ClusterId, Incarnation, Millis, OperationId, RegionName, Resources};
+use crate::types::{ClusterId, Lineage, Millis, OperationId, RegionName, Resources};
 
 /// How long somebody who only looks waits.
 const OBSERVE_MS_MAX: Millis = Millis(30_000);
@@ -29,7 +29,7 @@ pub struct DriverOptions {
     /// The node's region.
     pub region: RegionName,
     /// Of the node's store.
-    pub incarnation: Incarnation,
+    pub lineage: Lineage,
     /// The cluster.
     pub cluster: ClusterId,
     /// What the cluster may use of the host.
@@ -89,7 +89,7 @@ impl EmbeddedDriver {
         }
         let purpose = Purpose::Session {
             region: self.options.region.clone(),
-            incarnation: self.options.incarnation,
+            lineage: self.options.lineage.clone(),
             clusters: vec![ClusterOffer { cluster: self.options.cluster.clone(), capacity: self.options.capacity }],
         };
         let stream = self.greet(purpose).await?;
@@ -143,7 +143,7 @@ impl EmbeddedDriver {
         self.link().await.map_err(unreachable)?;
         let purpose = Purpose::Channel {
             region: self.options.region.clone(),
-            incarnation: self.options.incarnation,
+            lineage: self.options.lineage.clone(),
             cluster: self.options.cluster.clone(),
             key,
             channel,

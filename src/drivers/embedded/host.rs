@@ -25,7 +25,8 @@ use crate::drivers::{
 };
 use crate::types::limits::REQUEST_MS;
 use crate::types::{
-    ClusterId, HostName, Incarnation, IncarnationVerdict, Millis, OperationId, RegionName, Resources, VmId, VmSpec,
+    ClusterId, HostName, Incarnation, IncarnationVerdict, Lineage, Millis, OperationId, RegionName, Resources, VmId,
+    VmSpec,
 };
 
 /// Replies that are remembered so that a late duplicate of an operation is not done again.
@@ -263,12 +264,13 @@ impl Host {
     pub async fn attach(
         &self,
         region: &RegionName,
-        incarnation: Incarnation,
+        lineage: &Lineage,
         offers: &[ClusterOffer],
     ) -> Result<Session, HostError> {
+        let incarnation = lineage.now;
         let _one = self.greeting.lock().await;
         let known = locked(&self.regions).get(region).map(|known| *known.latest.borrow());
-        if let (IncarnationVerdict::Stale, Some(known)) = (Incarnation::judge(known, incarnation), known) {
+        if let (IncarnationVerdict::Stale, Some(known)) = (lineage.judge(known), known) {
             return Err(HostError::StaleIncarnation { known, presented: incarnation });
         }
         // What an earlier incarnation began is over before this one sees anything, and begins nothing more.
@@ -487,7 +489,7 @@ impl Host {
     fn capabilities(&self, cluster: &ClusterId) -> Result<HostCapabilities, HostError> {
         let capacity = locked(&self.clusters).get(cluster).map(|c| c.row.capacity);
         Ok(HostCapabilities {
-            driver: "embedded".into(),
+            driver: super::NAME.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             capacity: capacity.ok_or(HostError::NotFound { what: cluster.to_string() })?,
             live_migration: true,

@@ -10,7 +10,7 @@ use super::host::{Host, HostOpenError, Session};
 use super::wire::ClusterOffer;
 use crate::drivers::{BoxFuture, Channel, Duplex, End, HostCall, HostError, HostReply, Hypervisor, SwitchKey};
 use crate::types::limits::BLOCK_BYTES_MAX;
-use crate::types::{ClusterId, HostName, Incarnation, Millis, OperationId, RegionName, Resources};
+use crate::types::{ClusterId, HostName, Lineage, Millis, OperationId, RegionName, Resources};
 
 /// A driver whose host lives in this process and dies with [`LocalDriver::crash`] or the last clone of the host.
 pub struct LocalDriver {
@@ -26,24 +26,24 @@ impl LocalDriver {
         name: HostName,
         directory: &Path,
         region: &RegionName,
-        incarnation: Incarnation,
+        lineage: impl Into<Lineage>,
         cluster: ClusterId,
         capacity: Resources,
     ) -> Result<Result<LocalDriver, HostError>, HostOpenError> {
         let host = Host::open(name, directory).await?;
-        Ok(LocalDriver::attach(host, region, incarnation, cluster, capacity).await)
+        Ok(LocalDriver::attach(host, region, lineage, cluster, capacity).await)
     }
 
     /// Attaches one more cluster to a host that is open.
     pub async fn attach(
         host: Arc<Host>,
         region: &RegionName,
-        incarnation: Incarnation,
+        lineage: impl Into<Lineage>,
         cluster: ClusterId,
         capacity: Resources,
     ) -> Result<LocalDriver, HostError> {
         let offer = ClusterOffer { cluster: cluster.clone(), capacity };
-        let session = host.attach(region, incarnation, &[offer]).await?;
+        let session = host.attach(region, &lineage.into(), &[offer]).await?;
         Ok(LocalDriver { host, session, cluster, crashed: CancellationToken::new() })
     }
 

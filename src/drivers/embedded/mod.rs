@@ -33,3 +33,6 @@ pub mod state;
 pub mod transfer;
 pub mod wire;
 pub mod witness;
+
+/// The driver's name.
+pub const NAME: &str = "embedded";

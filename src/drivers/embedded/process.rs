@@ -324,8 +324,8 @@ async fn serve(server: &Arc<Server>, mut stream: UnixStream) -> Result<(), Serve
             let result = server.host.observe(&cluster, call).await;
             Ok(wire::write(&mut stream, &result).await?)
         }
-        Purpose::Session { region, incarnation, clusters } => {
-            match server.host.attach(&region, incarnation, &clusters).await {
+        Purpose::Session { region, lineage, clusters } => {
+            match server.host.attach(&region, &lineage, &clusters).await {
                 Err(error) => Ok(wire::write(&mut stream, &refusal(error)).await?),
                 Ok(session) => {
                     wire::write(&mut stream, &welcome(server)).await?;
@@ -333,8 +333,8 @@ async fn serve(server: &Arc<Server>, mut stream: UnixStream) -> Result<(), Serve
                 }
             }
         }
-        Purpose::Channel { region, incarnation, cluster, key, channel, end } => {
-            let opened = match server.host.attach(&region, incarnation, &[]).await {
+        Purpose::Channel { region, lineage, cluster, key, channel, end } => {
+            let opened = match server.host.attach(&region, &lineage, &[]).await {
                 Ok(session) => {
                     let open = server.host.channel(&session, &cluster, key, channel, end);
                     open.map(|open| (session, open))

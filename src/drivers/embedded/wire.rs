@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::faults::{CallKind, Fault};
 use crate::drivers::{Channel, End, HostCall, HostError, HostReply, SwitchKey};
 use crate::types::limits::FRAME_BYTES_MAX;
-use crate::types::{ClusterId, HostName, Incarnation, OperationId, RegionName, Resources};
+use crate::types::{ClusterId, HostName, Lineage, OperationId, RegionName, Resources};
 
 /// Version of this protocol; a host refuses others.
 pub const HOST_PROTOCOL: u16 = 1;
@@ -42,7 +42,7 @@ pub enum Purpose {
         /// The region.
         region: RegionName,
         /// Of its store.
-        incarnation: Incarnation,
+        lineage: Lineage,
         /// Its clusters on this host.
         clusters: Vec<ClusterOffer>,
     },
@@ -51,7 +51,7 @@ pub enum Purpose {
         /// The region.
         region: RegionName,
         /// Of its store.
-        incarnation: Incarnation,
+        lineage: Lineage,
         /// The cluster.
         cluster: ClusterId,
         /// The attempt.

@@ -8,7 +8,7 @@ use crate::actors::source_job::{RequestKey, SourceMessage};
 use crate::actors::tables::JobEntry;
 use crate::actors::{jobs, tables, vms};
 use crate::admin::*;
-use crate::decision::migration::source::{Event, Goal, Phase, Source, SwitchRules};
+use crate::decision::migration::source::{Event, Goal, Phase, Source};
 use crate::decision::migration::steps::{Moment, Side, Step};
 use crate::drivers::TransferProgress;
 use crate::store::{Minted, Work};
@@ -22,7 +22,7 @@ impl RegionApi {
     ) -> Result<MigrationStatus, ApiError> {
         let plan = tables::plan(&self.ctx.store, plan)?.ok_or_else(|| not_found("migration plan", plan))?;
         let dry_run = context.dry_run;
-        let (ctx, settings) = (self.ctx.clone(), self.ctx.settings.clone());
+        let ctx = self.ctx.clone();
         self.ctx.kill.pass(Step::Queue, Side::Source, Moment::BeforeWrite);
         let begun = self
             .ctx
@@ -70,13 +70,7 @@ impl RegionApi {
                     next_fence: record.fence.after_move(plan.source.region != plan.target.region),
                     first_attempt: attempt,
                     attempt,
-                    rules: SwitchRules {
-                        downtime_max: plan.options.max_downtime_ms.map_or(settings.downtime_max, Millis),
-                        deadline: plan.options.switch_deadline_ms.map_or(settings.switch_deadline, Millis),
-                        rounds_max: settings.rounds_max,
-                        attempts_max: limits::ATTEMPTS_PER_JOB_MAX,
-                        patience: settings.patience,
-                    },
+                    rules: ctx.settings.moves.rules(&plan.options),
                     goal: Goal::Forward,
                     phase: Phase::Queued,
                     settling: false,
@@ -89,10 +83,7 @@ impl RegionApi {
                     first,
                     spec: record.spec.clone(),
                     plan: Some(plan.id),
-                    bytes_per_second_max: plan
-                        .options
-                        .bandwidth_limit_bytes_per_second
-                        .or(settings.bytes_per_second_max),
+                    bytes_per_second_max: ctx.settings.moves.cap(&plan.options),
                     planned_downtime_us: plan.estimated_downtime / 1_000,
                     started_at: now,
                 };
@@ -129,7 +120,7 @@ impl RegionApi {
             return Ok(status);
         }
         if let Some(ended) = tables::source_ended(&self.ctx.store, id)? {
-            return Ok(ended.status);
+            return Ok(vms::status_of_ended(&ended));
         }
         // Between two lives of its actor: the store knows how far it is.
         let record = tables::source_job(&self.ctx.store, id)?.ok_or_else(|| not_found("migration", id))?;
@@ -148,7 +139,7 @@ impl RegionApi {
     pub(super) async fn all_migrations(&self) -> Result<Vec<MigrationStatus>, ApiError> {
         let (open, _) = tables::open_jobs(&self.ctx.store)?;
         let mut all: Vec<MigrationStatus> =
-            tables::sources_ended(&self.ctx.store)?.into_iter().map(|ended| ended.status).collect();
+            tables::sources_ended(&self.ctx.store)?.into_iter().map(|ended| vms::status_of_ended(&ended)).collect();
         for record in open {
             all.push(self.migration_now(record.first.job).await?);
         }

@@ -2,6 +2,7 @@
 //! Always: a mutation and its idempotency key are one transaction; a view says how old it is.
 //! Not here: HTTP (`admin/`), what actors do afterwards (`actors/`).
 
+mod issues;
 mod migrations;
 mod plans;
 mod status;

@@ -7,13 +7,11 @@ use crate::admin::*;
 use crate::decision::migration::assess::{self, DriverFacts, Facts, LinkFacts};
 use crate::decision::migration::estimate::Workload;
 use crate::drivers::{HostCall, HostReply};
-use crate::store::{Minted, Table, Work};
+use crate::store::{Minted, Work};
 use crate::types::*;
 
 /// What a transfer inside a region is taken to carry until one was measured: about what one core copies with checksums.
 const INSIDE_BYTES_PER_SECOND: u64 = 400 * MIB;
-/// A durable write, microseconds, until this store has measured its own.
-const COMMIT_US: u64 = 1_000;
 
 impl RegionApi {
     pub(super) async fn create_plan_now(
@@ -41,7 +39,7 @@ impl RegionApi {
                 let incarnation = txn.incarnation().counter;
                 let id = PlanId { region: number, incarnation, number: txn.mint(Minted::Plan) };
                 let plan = assess::plan(id, wall, &facts, assessment);
-                txn.put(Table::Plans, &id.to_string(), &plan)?;
+                tables::put_plan(txn, &plan)?;
                 remember(txn, &context, id)?;
                 Ok::<_, Refused>(plan)
             })
@@ -98,7 +96,8 @@ impl RegionApi {
             target_cluster,
             link: self.link_facts(&request.target.region),
             assumed_bytes_per_second: INSIDE_BYTES_PER_SECOND,
-            commit_us: COMMIT_US,
+            commit_us: self.ctx.store.commit_us(),
+            defaults: self.ctx.settings.moves.clone(),
             workload: self.workload(&record).await,
             options: request.options.clone(),
             source_store_free_bytes: self.ctx.store.free_bytes(),

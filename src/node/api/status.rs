@@ -1,9 +1,7 @@
 //! The federation as this region sees it: status, clusters, links, tree, store, operations, events, audit.
 //! Always: from memory and the own store; nobody else is waited for, so it answers also when cut off.
 
-use std::collections::BTreeMap;
-
-use super::{RegionApi, not_found};
+use super::{RegionApi, issues, not_found};
 use crate::actors::records::CleanupKind;
 use crate::actors::{Tree, TreeState};
 use crate::actors::{outbox, tables};
@@ -169,10 +167,8 @@ impl RegionApi {
             regions.push(self.peer_region(&peer, &clusters, now, wall));
         }
         regions.sort_by(|a, b| a.name.cmp(&b.name));
-        let mut issues = self.issues(&clusters, &links, &regions, jobs, wall);
-        issues.extend(self.lost_vms(wall).await?);
-        issues.sort_by(|a, b| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
-        let recommendations = recommendations(&issues);
+        let issues = self.issues_now(&clusters, &links, &regions, wall).await?;
+        let recommendations = issues::recommendations(&issues);
         let health_status = match issues.iter().map(|issue| issue.severity).max() {
             Some(Severity::Blocking) => Health::Failed,
             Some(Severity::Warning) => Health::Degraded,
@@ -196,23 +192,6 @@ impl RegionApi {
             issues,
             recommendations,
         })
-    }
-
-    async fn lost_vms(&self, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
-        let lost: Vec<String> = self
-            .own_vms()
-            .await?
-            .into_iter()
-            .filter(|vm| vm.power == ObservedPower::Lost && vm.record.desired == DesiredPower::Running)
-            .map(|vm| format!("{} ({})", vm.record.spec.name, vm.record.id))
-            .collect();
-        Ok((!lost.is_empty()).then(|| Issue {
-            code: "vms-lost".into(),
-            severity: Severity::Warning,
-            subject: "vms".into(),
-            message: format!("{} VMs lost their memory with their host: {}", lost.len(), lost.join(", ")),
-            since: wall,
-        }))
     }
 
     async fn job_counts(&self) -> Result<JobCounts, ApiError> {
@@ -259,83 +238,6 @@ impl RegionApi {
             stale: age.is_none_or(|age| age > crate::actors::context::Context::fresh_for()),
         }
     }
-
-    fn issues(
-        &self,
-        clusters: &[ClusterView],
-        links: &[LinkView],
-        regions: &[RegionView],
-        jobs: JobCounts,
-        wall: WallMillis,
-    ) -> Vec<Issue> {
-        let mut issues = Vec::new();
-        let ago = |age: Option<Millis>| WallMillis(wall.0.saturating_sub(age.unwrap_or_default().0));
-        for link in links.iter().filter(|link| link.state != LinkState::Connected) {
-            issues.push(Issue {
-                code: "link-down".into(),
-                severity: Severity::Warning,
-                subject: link.region.to_string(),
-                message: format!(
-                    "the link to {} is {:?}{}",
-                    link.region,
-                    link.state,
-                    link.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
-                ),
-                since: ago(link.age_ms),
-            });
-        }
-        for view in clusters.iter().filter(|view| view.state != ClusterState::Connected) {
-            let reached = regions.iter().any(|region| region.name == view.region && region.reachable);
-            // A cluster of a region that is not reachable is not known to be down: the link is.
-            if reached || view.region == self.ctx.region {
-                issues.push(Issue {
-                    code: "cluster-not-connected".into(),
-                    severity: Severity::Warning,
-                    subject: format!("{}/{}", view.region, view.id),
-                    message: format!("{:?}: {}", view.state, view.reason),
-                    since: ago(view.age_ms),
-                });
-            }
-        }
-        if jobs.parked > 0 {
-            issues.push(Issue {
-                code: "jobs-parked".into(),
-                severity: Severity::Warning,
-                subject: "jobs".into(),
-                message: format!("{} jobs wait for a person", jobs.parked),
-                since: wall,
-            });
-        }
-        if let Some(why) = self.ctx.failure().borrow().clone() {
-            issues.push(Issue {
-                code: "stopping".into(),
-                severity: Severity::Blocking,
-                subject: self.ctx.region.to_string(),
-                message: why,
-                since: wall,
-            });
-        }
-        issues
-    }
-}
-
-fn recommendations(issues: &[Issue]) -> Vec<String> {
-    let by_code: BTreeMap<&str, &str> = BTreeMap::from([
-        ("link-down", "see why (novafed link list): its address, its clock, or the ca.pem that node.toml names for it"),
-        ("cluster-not-connected", "look at its host process and its log: novafed cluster show <id>"),
-        ("jobs-parked", "read why and decide: novafed migration list --state parked"),
-        ("vms-lost", "start them again from their disks: novafed vm start <VM>"),
-        ("stopping", "read the log, mend the cause, start the node again; VMs go on meanwhile"),
-    ]);
-    let mut list: Vec<String> = Vec::new();
-    for issue in issues {
-        if let Some(advice) = by_code.get(issue.code.as_str())
-            && !list.iter().any(|known| known == advice)
-        {
-            list.push((*advice).to_owned());
-        }
-    }
-    list
 }
 
 fn shown_link(region: RegionName, address: String, state: link::LinkState, outbox: u64) -> LinkView {
@@ -346,13 +248,14 @@ fn shown_link(region: RegionName, address: String, state: link::LinkState, outbo
         state: match (state.connected, &state.last_error) {
             (true, _) => LinkState::Connected,
             (false, None) => LinkState::Connecting,
+            (false, Some(_)) if state.refused.is_some() => LinkState::Refused,
             (false, Some(_)) => LinkState::Down,
         },
         reason: if state.connected { None } else { state.last_error },
-        since_ms: state.last_heard.unwrap_or_default(),
+        since_ms: state.since,
         incarnation: state.incarnation.map(|incarnation| incarnation.counter),
         rtt_us: state.rtt_us,
-        loss_permille: None,
+        loss_permille: state.loss_permille,
         bytes_per_second: state.bandwidth_bytes_s,
         age_ms: state.last_heard,
         stale,

@@ -78,7 +78,9 @@ impl MemoryLink {
             return Ok((us, them));
         }
         for (judge, judged) in [(&them, &us), (&us, &them)] {
-            if judge.inbound.incarnation_seen(judged.id.clone()).await == IncarnationVerdict::Stale {
+            if judge.inbound.incarnation_seen(judged.id.region.clone(), judged.lineage.clone()).await
+                == IncarnationVerdict::Stale
+            {
                 let reason = format!("{} knows a later life of the store of {}", judge.id.region, judged.id.region);
                 return Err(self.refused(Refusal::new(RefusalCode::STALE_INCARNATION, reason)));
             }
@@ -272,6 +274,9 @@ impl Link for MemoryLink {
             reconnects: reconnects.saturating_sub(1),
             refusals: BTreeMap::from_iter(self.refusals.snapshot()),
             last_error: None,
+            refused: None,
+            since: Millis(0),
+            loss_permille: None,
         }
     }
 

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::link::{Inbound, Link, PeerId};
 use crate::clock::Clock;
 use crate::types::limits::LINK_IDLE_MS_MAX;
-use crate::types::{Incarnation, Millis, RegionName, Tick};
+use crate::types::{Lineage, Millis, RegionName, Tick};
 use link::MemoryLink;
 
 /// What one direction of a link does to what it carries. Chances are in thousandths.
@@ -58,6 +58,7 @@ impl Default for Direction {
 #[derive(Clone)]
 struct Node {
     id: PeerId,
+    lineage: Lineage,
     inbound: Arc<dyn Inbound>,
     stop: CancellationToken,
 }
@@ -126,11 +127,12 @@ impl Net {
     }
 
     /// A region joins, or a new life of it takes the place of the old one.
-    pub fn join(&self, region: RegionName, incarnation: Incarnation, inbound: Arc<dyn Inbound>) {
+    pub fn join(&self, region: RegionName, lineage: impl Into<Lineage>, inbound: Arc<dyn Inbound>) {
         self.leave(&region);
-        let id = PeerId { region: region.clone(), incarnation };
+        let lineage = lineage.into();
+        let id = PeerId { region: region.clone(), incarnation: lineage.now };
         let mut state = self.lock();
-        state.nodes.insert(region.clone(), Node { id, inbound, stop: CancellationToken::new() });
+        state.nodes.insert(region.clone(), Node { id, lineage, inbound, stop: CancellationToken::new() });
         let others: Vec<_> = state.nodes.keys().filter(|other| **other != region).cloned().collect();
         for other in others {
             state.connect(&region, &other);

@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 use super::tls::TlsError;
 use super::{Class, Shared, transport};
 use crate::protocol::hello::{self, Hello};
-use crate::protocol::link::{PeerId, Refusal, RefusalCode};
+use crate::protocol::link::{PeerId, Refusal, RefusalCode, Refused};
 use crate::protocol::trust::{CertificateRefusal, Role, VerifiedPeer};
 use crate::types::limits::{HANDSHAKE_MS_MAX, HEARTBEAT_MS};
 use crate::types::units::KIB;
@@ -92,6 +92,28 @@ impl EstablishError {
             Self::Address(_) | Self::Dial(_) | Self::Tls(_) => Some("dial-failed"),
             Self::Refused(refusal) => Some(refusal.code.name()),
         }
+    }
+
+    /// Which end wants nothing to do with the other, if that is why.
+    pub fn refused(&self) -> Option<Refused> {
+        const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
+        let by_peer = match self {
+            Self::Connection(ConnectionError::ApplicationClosed(close)) => {
+                u64::from(close.error_code) >= u64::from(REFUSED_BASE)
+            }
+            // An alert that came; our own is a refusal of the certificate.
+            Self::Connection(ConnectionError::ConnectionClosed(close)) => {
+                TLS_ALERTS.contains(&u64::from(close.error_code))
+            }
+            Self::Connection(ConnectionError::TransportError(error)) if TLS_ALERTS.contains(&u64::from(error.code)) => {
+                return Some(Refused { by_peer: false, reason: self.reason().unwrap_or("certificate") });
+            }
+            Self::Certificate(_) | Self::Refused(_) | Self::Protocol(_) => {
+                return self.reason().map(|reason| Refused { by_peer: false, reason });
+            }
+            _ => false,
+        };
+        by_peer.then(|| Refused { by_peer, reason: self.reason().unwrap_or("certificate") })
     }
 }
 
@@ -291,7 +313,7 @@ impl Proven {
 
     /// Judges the peer's hello; closes the connection with the reason if it is refused.
     async fn finish(self, shared: &Shared, theirs: Hello, dialled_by: RegionName) -> Result<Conn, EstablishError> {
-        let peer = PeerId { region: self.verified.region.clone(), incarnation: theirs.incarnation };
+        let peer = PeerId { region: self.verified.region.clone(), incarnation: theirs.lineage.now };
         let refuse = |code, reason: String| {
             let refusal = Refusal::new(code, reason);
             let wire = VarInt::from_u32(REFUSED_BASE + u32::from(code.0));
@@ -311,7 +333,7 @@ impl Proven {
                 format!("{} to {} are spoken here, {} to {} there", ours.min, ours.max, theirs.min, theirs.max);
             return Err(refuse(RefusalCode::VERSION, reason));
         };
-        match shared.inbound.incarnation_seen(peer.clone()).await {
+        match shared.inbound.incarnation_seen(peer.region.clone(), theirs.lineage).await {
             IncarnationVerdict::Accept => {}
             IncarnationVerdict::Stale => {
                 let reason = format!("a later life of the store of {} than {} is known", peer.region, peer.incarnation);

@@ -29,7 +29,7 @@ use super::refusals::Refusals;
 use super::trust::{CertificateClock, Identity, TrustStore, region_dns};
 use crate::clock::Clock;
 use crate::types::limits::{HANDSHAKE_MS_MAX, HANDSHAKES_MAX};
-use crate::types::{Millis, RegionName};
+use crate::types::{Lineage, Millis, RegionName};
 use conn::{CloseCode, Conn, EstablishError, InUse};
 use peer::{Peer, QuicLink, keep_connected};
 use tls::Tls;
@@ -71,8 +71,10 @@ impl Class {
 /// What a region needs to take part.
 #[derive(Debug)]
 pub struct QuicConfig {
-    /// Who we are.
-    pub us: PeerId,
+    /// Our region.
+    pub us: RegionName,
+    /// The life of our store, and those before it.
+    pub lineage: Lineage,
     /// The UDP address to listen on.
     pub listen: SocketAddr,
     /// Where peers are dialled, as `host:port`, resolved at each dial. A relay may stand there.
@@ -103,6 +105,7 @@ pub enum QuicError {
 /// What all tasks of a node share.
 struct Shared {
     us: PeerId,
+    lineage: Lineage,
     versions: Versions,
     clock: Clock,
     tls: Tls,
@@ -135,7 +138,7 @@ impl QuicNode {
         inbound: Arc<dyn Inbound>,
     ) -> Result<QuicNode, QuicError> {
         let refusals = Arc::new(Refusals::default());
-        let own_dns = region_dns(trust.federation(), &config.us.region);
+        let own_dns = region_dns(trust.federation(), &config.us);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = Tls { trust, identity, wall, refusals: Arc::clone(&refusals), own_dns, provider };
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls.server()?));
@@ -153,7 +156,8 @@ impl QuicNode {
             .map(|(region, address)| (region.clone(), Arc::new(Peer::new(region, Some(address)))))
             .collect::<BTreeMap<_, _>>();
         let shared = Arc::new(Shared {
-            us: config.us,
+            us: PeerId { region: config.us, incarnation: config.lineage.now },
+            lineage: config.lineage,
             versions: Versions::ours(config.version_floor),
             clock: Clock::start(),
             tls,
@@ -244,7 +248,7 @@ impl Shared {
     }
 
     fn hello(&self) -> Hello {
-        Hello { versions: self.versions, incarnation: self.us.incarnation, region: self.us.region.clone() }
+        Hello { versions: self.versions, lineage: self.lineage.clone(), region: self.us.region.clone() }
     }
 
     /// Dials `peer` once.
@@ -288,7 +292,7 @@ impl Shared {
                 _ = work => {}
             }
             peer.account(&shared, &conn);
-            peer.ended(&conn);
+            peer.ended(&shared, &conn);
         });
     }
 }

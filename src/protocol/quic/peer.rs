@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, watch};
 
-use super::conn::{CloseCode, Conn, Delta};
+use super::conn::{CloseCode, Conn, Delta, EstablishError};
 use super::serve::INBOUND_BYTES_MAX;
 use super::{Class, Shared};
-use crate::protocol::link::{BoxFuture, BulkStream, Link, LinkError, LinkState, Request};
+use crate::protocol::link::{BoxFuture, BulkStream, Link, LinkError, LinkState, Refused, Request};
 use crate::protocol::messages::Kind;
 use crate::protocol::refusals::Refusals;
 use crate::types::limits::{REDIAL_MS_MAX, REDIAL_MS_MIN};
@@ -59,7 +59,9 @@ pub(super) struct Peer {
     connected: watch::Sender<bool>,
     refusals: Refusals,
     incarnation: Mutex<Option<Incarnation>>,
-    last_error: Mutex<Option<String>>,
+    last_error: Mutex<Option<(String, Option<Refused>)>>,
+    /// Since when the control connection has been up or down.
+    changed: AtomicU64,
     sent: AtomicU64,
     received: AtomicU64,
     /// The tick after the one at which anything was heard last; 0 = never.
@@ -80,6 +82,7 @@ impl Peer {
             refusals: Refusals::default(),
             incarnation: Mutex::default(),
             last_error: Mutex::default(),
+            changed: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             heard: AtomicU64::new(0),
@@ -100,10 +103,10 @@ impl Peer {
     }
 
     /// Remembers why a dial failed.
-    pub fn failed(&self, class: Class, error: &dyn std::fmt::Display) {
+    pub fn failed(&self, class: Class, error: &EstablishError) {
         let text = format!("{} connection: {error}", class.name());
         tracing::debug!(peer = %self.region, "dialling failed: {text}");
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(text);
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((text, error.refused()));
     }
 
     /// Takes in a new connection: it is used if it is better than the one in use, else it may finish what it carries.
@@ -137,13 +140,15 @@ impl Peer {
         *self.incarnation.lock().unwrap_or_else(PoisonError::into_inner) = Some(new.peer.incarnation);
         if new.class == Class::Control {
             *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            self.connected.send_replace(true);
+            if !self.connected.send_replace(true) {
+                self.changed.store(now.0, Ordering::Relaxed);
+            }
         }
         tracing::info!(peer = %new.peer, class = new.class.name(), dialled_by = %new.dialled_by, "connected");
     }
 
     /// Forgets a connection that has ended.
-    pub fn ended(&self, conn: &Arc<Conn>) {
+    pub fn ended(&self, shared: &Shared, conn: &Arc<Conn>) {
         let was_current = self.slot(conn.class).current.send_if_modified(|current| {
             let ours = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, conn));
             if ours {
@@ -156,10 +161,13 @@ impl Peer {
             tracing::info!(peer = %conn.peer, class = conn.class.name(), why, "disconnected");
             if conn.class == Class::Control {
                 // Only while there is no other: `settle` may have put one there meanwhile.
-                self.connected.send_if_modified(|up| {
+                let down = self.connected.send_if_modified(|up| {
                     *up = self.control.current.borrow().is_some();
                     !*up
                 });
+                if down {
+                    self.changed.store(shared.clock.now().0, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -292,6 +300,11 @@ impl Link for QuicLink {
         let heard = self.peer.heard.load(Ordering::Relaxed).checked_sub(1).map(|heard| now.since(Tick(heard)));
         let silences = [&control, &bulk].into_iter().flatten().map(|conn| conn.silence(now));
         let known = |slot: &Mutex<Option<Incarnation>>| *slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.peer.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (last_error, refused) = last.map_or((None, None), |(text, refused)| (Some(text), refused));
+        let paths = [&control, &bulk].into_iter().flatten().map(|conn| conn.quinn.stats().path);
+        let (sent, lost) = paths.fold((0, 0), |sum, path| (sum.0 + path.sent_packets, sum.1 + path.lost_packets));
+        let loss_permille = (lost * 1_000).checked_div(sent).and_then(|loss| u32::try_from(loss).ok());
         LinkState {
             connected: control.is_some(),
             bulk_connected: bulk.is_some(),
@@ -303,7 +316,10 @@ impl Link for QuicLink {
             bandwidth_bytes_s: Some(self.peer.bandwidth.load(Ordering::Relaxed)).filter(|rate| *rate > 0),
             reconnects: self.peer.control.established.load(Ordering::Relaxed).saturating_sub(1),
             refusals: self.peer.refusals.snapshot(),
-            last_error: self.peer.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            last_error,
+            refused,
+            since: now.since(Tick(self.peer.changed.load(Ordering::Relaxed))),
+            loss_permille,
         }
     }
 }

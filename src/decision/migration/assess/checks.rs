@@ -1,11 +1,10 @@
 //! The checks themselves. Owns: one function per check. Always: the list and its order are fixed, whatever the facts.
 
-use super::{Estimate, Facts, rules};
+use super::{Estimate, Facts};
 use crate::types::CheckCategory::{Compatibility, Compliance, Network, Performance, Resources as Room};
 use crate::types::CheckStatus::{Failed, Passed, Skipped, Warning};
-use crate::types::{
-    Check, CheckCategory, CheckStatus, ClusterState, GuestPower, Millis, Severity, human_bytes, limits,
-};
+use crate::types::limits::SWITCH_DEADLINE_MS_MAX;
+use crate::types::{Check, CheckCategory, CheckStatus, ClusterState, GuestPower, Millis, Severity, human_bytes};
 
 type Outcome = (CheckStatus, String);
 type Row = (&'static str, &'static str, CheckCategory, Severity, fn(&Facts, &Estimate) -> Outcome);
@@ -31,9 +30,6 @@ const CHECKS: &[Row] = &[
     ("retention-room", "the source has room for the retired disk", Room, Severity::Warning, retention_room),
     ("decider", "the decision can be recorded", Compliance, BLOCKING, decider),
 ];
-
-/// Longest deadline of a switch: a guest is never paused for longer than this by a request's whim.
-const SWITCH_DEADLINE_MS_MAX: u64 = 120_000;
 
 pub(super) fn all(facts: &Facts, estimate: &Estimate) -> Vec<Check> {
     let check = |(id, name, category, severity, look): &Row| {
@@ -192,7 +188,7 @@ fn link(f: &Facts, _: &Estimate) -> Outcome {
 }
 
 fn options(f: &Facts, _: &Estimate) -> Outcome {
-    let asked = rules(&f.options);
+    let asked = f.rules();
     let (downtime, deadline) = (asked.downtime_max, asked.deadline);
     if downtime == Millis(0) {
         return (Failed, "maxDowntimeMs is 0: no switch takes no time, allow at least 1".into());
@@ -201,10 +197,10 @@ fn options(f: &Facts, _: &Estimate) -> Outcome {
         let text = format!("switchDeadlineMs ({}) must be more than maxDowntimeMs ({})", deadline.0, downtime.0);
         return (Failed, format!("{text}: else the watchdog resumes the guest in the middle of the switch"));
     }
-    if deadline.0 > SWITCH_DEADLINE_MS_MAX {
-        return (Failed, format!("switchDeadlineMs ({}) must be at most {SWITCH_DEADLINE_MS_MAX}", deadline.0));
+    if deadline > SWITCH_DEADLINE_MS_MAX {
+        return (Failed, format!("switchDeadlineMs ({}) must be at most {}", deadline.0, SWITCH_DEADLINE_MS_MAX.0));
     }
-    match f.options.bandwidth_limit_bytes_per_second {
+    match f.defaults.cap(&f.options) {
         Some(0) => {
             (Failed, "bandwidthLimitBytesPerSecond is 0: nothing would ever arrive; leave it out for no cap".into())
         }
@@ -219,7 +215,7 @@ fn convergence(f: &Facts, estimate: &Estimate) -> Outcome {
             "the guest's writes were not measured: all its memory and disk is taken as filled, and nothing written";
         return (Skipped, text.into());
     };
-    let max = rules(&f.options).downtime_max;
+    let max = f.rules().downtime_max;
     let dirty = workload.memory_bytes_per_second.saturating_add(workload.disk_bytes_per_second);
     let figures = format!(
         "{} to copy at {}, the guest writes {} in a working set of {}; after {} rounds {} are left, which is an estimated \
@@ -240,7 +236,7 @@ fn convergence(f: &Facts, estimate: &Estimate) -> Outcome {
 }
 
 fn store_room(f: &Facts, _: &Estimate) -> Outcome {
-    let reserve = limits::STORE_RESERVE_BYTES;
+    let reserve = f.defaults.store_reserve_bytes;
     let sides = [(&f.source.region, f.source_store_free_bytes), (&f.target.region, f.target_store_free_bytes)];
     for (region, free) in sides {
         if let Some(free) = free.filter(|free| *free < reserve) {
@@ -270,7 +266,7 @@ fn store_room(f: &Facts, _: &Estimate) -> Outcome {
 }
 
 fn retention_room(f: &Facts, _: &Estimate) -> Outcome {
-    let seconds = limits::RETENTION_MS.0 / 1_000;
+    let seconds = f.defaults.retention.0 / 1_000;
     let disk = human_bytes(f.needs.disk_bytes);
     match f.source_disk_free_bytes {
         None => (Skipped, format!("the free disk of {} is not known", f.source)),

@@ -8,11 +8,12 @@ mod plan;
 
 pub use plan::plan;
 
-use super::estimate::{Estimate, Path, Workload, estimate};
+use super::defaults::Defaults;
+use super::estimate::{Estimate, Path, RTT_NOT_MEASURED_US, Workload, estimate};
 use super::source::SwitchRules;
 use crate::types::{
     Check, CheckStatus, ClusterId, ClusterView, GuestPower, JobId, MigrationOptions, MigrationRisk, Millis,
-    NetworkChange, Place, Resources, Severity, StorageChange, VmId, limits,
+    NetworkChange, Place, Resources, Severity, StorageChange, VmId,
 };
 
 /// A driver as far as a move is concerned.
@@ -72,6 +73,8 @@ pub struct Facts {
     pub commit_us: u64,
     /// The guest's measured writes.
     pub workload: Option<Workload>,
+    /// What holds where the request says nothing.
+    pub defaults: Defaults,
     /// What is asked.
     pub options: MigrationOptions,
     /// Free space under the source region's store.
@@ -99,17 +102,12 @@ pub struct Assessment {
     pub executable: bool,
 }
 
-/// The rules of a switch that `options` ask for; sane only if the check `options` passed.
-pub fn rules(options: &MigrationOptions) -> SwitchRules {
-    let plain = SwitchRules::default();
-    SwitchRules {
-        downtime_max: options.max_downtime_ms.map_or(plain.downtime_max, Millis),
-        deadline: options.switch_deadline_ms.map_or(plain.deadline, Millis),
-        ..plain
-    }
-}
-
 impl Facts {
+    /// The rules that the job would have.
+    fn rules(&self) -> SwitchRules {
+        self.defaults.rules(&self.options)
+    }
+
     /// Whether the VM stays in its region.
     pub fn inside_one_region(&self) -> bool {
         self.source.region == self.target.region
@@ -120,8 +118,8 @@ impl Facts {
         let measured = self.link.and_then(|l| l.bytes_per_second).filter(|rate| *rate > 0);
         let carried = measured.unwrap_or(self.assumed_bytes_per_second);
         Path {
-            bytes_per_second: carried.min(self.options.bandwidth_limit_bytes_per_second.unwrap_or(u64::MAX)),
-            rtt_us: self.link.and_then(|l| l.rtt_us).unwrap_or(0),
+            bytes_per_second: carried.min(self.defaults.cap(&self.options).unwrap_or(u64::MAX)),
+            rtt_us: self.link.map_or(0, |link| link.rtt_us.unwrap_or(RTT_NOT_MEASURED_US)),
             commit_us: self.commit_us,
         }
     }
@@ -138,7 +136,7 @@ impl Facts {
 
 /// Looks at everything.
 pub fn assess(facts: &Facts) -> Assessment {
-    let estimate = estimate(&facts.assumed_workload(), &facts.path(), &rules(&facts.options));
+    let estimate = estimate(&facts.assumed_workload(), &facts.path(), &facts.rules());
     let checks = checks::all(facts, &estimate);
     let executable = !checks.iter().any(|c| c.status == CheckStatus::Failed && c.severity == Severity::Blocking);
     Assessment {
@@ -162,7 +160,7 @@ fn risks(facts: &Facts, estimate: &Estimate, checks: &[Check]) -> Vec<MigrationR
         };
         list.push(MigrationRisk { severity, description: format!("{}: {}", check.name, check.message) });
     }
-    let deadline = rules(&facts.options).deadline;
+    let deadline = facts.rules().deadline;
     if estimate.converges && estimate.downtime_us / 1_000 > deadline.0 / 2 {
         list.push(MigrationRisk {
             severity: Severity::Warning,
@@ -219,7 +217,7 @@ fn storage_changes(facts: &Facts, estimate: &Estimate) -> Vec<StorageChange> {
             description: format!(
                 "the retired disk stays at {} for {} s after the move, then it is deleted",
                 facts.source,
-                limits::RETENTION_MS.0 / 1_000
+                facts.defaults.retention.0 / 1_000
             ),
             bytes: facts.needs.disk_bytes,
         },

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::types::units::{GIB, MIB};
-use crate::types::{CheckCategory, ClusterState, PlanId, RegionNumber, WallMillis};
+use crate::types::{CheckCategory, ClusterState, PlanId, RegionNumber, WallMillis, limits};
 
 fn vm() -> VmId {
     VmId { region: RegionNumber(1), incarnation: 1, number: 7 }
@@ -20,6 +20,7 @@ fn target_view() -> ClusterView {
         used: Resources { cpu: 4, memory_bytes: GIB, disk_bytes: 4 * GIB },
         reserved: Resources { cpu: 2, memory_bytes: GIB, disk_bytes: GIB },
         vms: 3,
+        since_ms: Millis(0),
         age_ms: Some(Millis(400)),
         stale: false,
     }
@@ -55,6 +56,7 @@ fn good() -> Facts {
             resident_bytes: 64 * MIB,
             disk_resident_bytes: 128 * MIB,
         }),
+        defaults: Defaults::default(),
         options: MigrationOptions::default(),
         source_store_free_bytes: Some(10 * GIB),
         target_store_free_bytes: Some(10 * GIB),
@@ -138,6 +140,12 @@ const CASES: &[Case] = &[
         f.workload.as_mut().unwrap().memory_bytes_per_second = 500 * MIB;
         f.options.max_downtime_ms = Some(200);
     }),
+    ("options", CheckStatus::Passed, true, "at most 70 MiB/s", |f| f.defaults.bytes_per_second_max = Some(70 * MIB)),
+    ("options", CheckStatus::Failed, false, "(500) must be more than maxDowntimeMs (600)", |f| { f.defaults.downtime_max = Millis(600); f.defaults.deadline = Millis(500) }),
+    ("convergence", CheckStatus::Failed, false, "acceptable are 40 ms", |f| f.defaults.downtime_max = Millis(40)),
+    ("convergence", CheckStatus::Failed, false, "copy at 1 MiB/s", |f| f.defaults.bytes_per_second_max = Some(MIB)),
+    ("store-room", CheckStatus::Failed, false, "its reserve of 20 GiB", |f| f.defaults.store_reserve_bytes = 20 * GIB),
+    ("retention-room", CheckStatus::Warning, true, "for 60 s", |f| { f.source_disk_free_bytes = Some(MIB); f.defaults.retention = Millis(60_000) }),
     ("convergence", CheckStatus::Skipped, true, "not measured", |f| f.workload = None),
     ("store-room", CheckStatus::Failed, false, "63 MiB are free under the store of eu", |f| f.source_store_free_bytes = Some(63 * MIB)),
     ("store-room", CheckStatus::Failed, false, "under the store of us", |f| f.target_store_free_bytes = Some(0)),

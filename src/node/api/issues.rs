@@ -1,0 +1,156 @@
+//! What is the matter with a region and what to do about it. Owns: the issues of a status and the advice on each.
+//! Always: the worst first, in a stable order; each says since when, as far as that is known.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::RegionApi;
+use crate::actors::tables;
+use crate::admin::*;
+use crate::protocol::link::{Link, RefusalCode};
+use crate::types::*;
+
+impl RegionApi {
+    /// All issues.
+    pub(super) async fn issues_now(
+        &self,
+        clusters: &[ClusterView],
+        links: &[LinkView],
+        regions: &[RegionView],
+        wall: WallMillis,
+    ) -> Result<Vec<Issue>, ApiError> {
+        let mut issues = self.issues(clusters, links, regions, wall);
+        issues.extend(self.lost_vms(wall).await?);
+        issues.extend(self.parked_jobs(wall).await?);
+        issues.extend(self.known_later());
+        issues.sort_by(|a, b| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
+        Ok(issues)
+    }
+
+    async fn parked_jobs(&self, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
+        let mut parked = Vec::new();
+        for record in tables::open_jobs(&self.ctx.store)?.0 {
+            let job = record.first.job;
+            if self.migration_now(job).await?.state == JobState::Parked {
+                let last = tables::source_journal(&self.ctx.store, job)?.last().map(|entry| entry.at);
+                parked.push((last.unwrap_or(wall), job));
+            }
+        }
+        let Some((since, _)) = parked.iter().min() else { return Ok(None) };
+        let names: Vec<String> = parked.iter().take(5).map(|(_, job)| job.to_string()).collect();
+        Ok(Some(Issue {
+            code: "jobs-parked".into(),
+            severity: Severity::Warning,
+            subject: "jobs".into(),
+            message: format!("{} of the jobs wait for a person: {}", parked.len(), names.join(", ")),
+            since: *since,
+        }))
+    }
+
+    /// Peers that know a later life of this region's store. Each of them shuts this node out; that it stops is left to
+    /// its hosts, so that no peer can stop it by a claim.
+    fn known_later(&self) -> Vec<Issue> {
+        let links = self.ctx.peers().into_iter().filter_map(|peer| self.ctx.link(&peer));
+        let stale = links.filter(|link| {
+            let refused = link.state().refused;
+            refused.is_some_and(|refused| refused.by_peer && refused.reason == RefusalCode::STALE_INCARNATION.name())
+        });
+        let issue = |link: Arc<dyn Link>| Issue {
+            code: "older-copy".into(),
+            severity: Severity::Blocking,
+            subject: link.peer().to_string(),
+            message: format!(
+                "region {} knows a later life of this region's store: this one is an older copy, and what happened \
+                 since is missing here",
+                link.peer()
+            ),
+            since: WallMillis(self.ctx.clock.wall().0.saturating_sub(link.state().since.0)),
+        };
+        stale.map(issue).collect()
+    }
+
+    async fn lost_vms(&self, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
+        let lost: Vec<String> = self
+            .own_vms()
+            .await?
+            .into_iter()
+            .filter(|vm| vm.power == ObservedPower::Lost && vm.record.desired == DesiredPower::Running)
+            .map(|vm| format!("{} ({})", vm.record.spec.name, vm.record.id))
+            .collect();
+        Ok((!lost.is_empty()).then(|| Issue {
+            code: "vms-lost".into(),
+            severity: Severity::Warning,
+            subject: "vms".into(),
+            message: format!("{} VMs lost their memory with their host: {}", lost.len(), lost.join(", ")),
+            since: wall,
+        }))
+    }
+
+    fn issues(
+        &self,
+        clusters: &[ClusterView],
+        links: &[LinkView],
+        regions: &[RegionView],
+        wall: WallMillis,
+    ) -> Vec<Issue> {
+        let mut issues = Vec::new();
+        let ago = |age: Millis| WallMillis(wall.0.saturating_sub(age.0));
+        for link in links.iter().filter(|link| link.state != LinkState::Connected) {
+            issues.push(Issue {
+                code: "link-down".into(),
+                severity: Severity::Warning,
+                subject: link.region.to_string(),
+                message: format!(
+                    "the link to {} is {:?}{}",
+                    link.region,
+                    link.state,
+                    link.reason.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
+                ),
+                since: ago(link.since_ms),
+            });
+        }
+        for view in clusters.iter().filter(|view| view.state != ClusterState::Connected) {
+            let reached = regions.iter().any(|region| region.name == view.region && region.reachable);
+            // A cluster of a region that is not reachable is not known to be down: the link is.
+            if reached || view.region == self.ctx.region {
+                issues.push(Issue {
+                    code: "cluster-not-connected".into(),
+                    severity: Severity::Warning,
+                    subject: format!("{}/{}", view.region, view.id),
+                    message: format!("{:?}: {}", view.state, view.reason),
+                    since: ago(view.since_ms),
+                });
+            }
+        }
+        if let Some(why) = self.ctx.failure().borrow().clone() {
+            issues.push(Issue {
+                code: "stopping".into(),
+                severity: Severity::Blocking,
+                subject: self.ctx.region.to_string(),
+                message: why,
+                since: wall,
+            });
+        }
+        issues
+    }
+}
+
+pub(super) fn recommendations(issues: &[Issue]) -> Vec<String> {
+    let by_code: BTreeMap<&str, &str> = BTreeMap::from([
+        ("link-down", "see why (novafed link list): its address, its clock, or the ca.pem that node.toml names for it"),
+        ("cluster-not-connected", "look at its host process and its log: novafed cluster show <id>"),
+        ("jobs-parked", "read why and decide: novafed migration list --state parked"),
+        ("vms-lost", "start them again from their disks: novafed vm start <VM>"),
+        ("older-copy", "stop this node and put the latest state.redb back: its VMs may run elsewhere by now"),
+        ("stopping", "read the log, mend the cause, start the node again; VMs go on meanwhile"),
+    ]);
+    let mut list: Vec<String> = Vec::new();
+    for issue in issues {
+        if let Some(advice) = by_code.get(issue.code.as_str())
+            && !list.iter().any(|known| known == advice)
+        {
+            list.push((*advice).to_owned());
+        }
+    }
+    list
+}
