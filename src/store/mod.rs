@@ -22,7 +22,7 @@
 //! | a sync fails and the next would not | as above: a failed sync is never repeated |
 //! | bits flipped, pages or the tail lost at rest | opening verifies every page and refuses with [`StoreError::Damaged`], or all acknowledged records are there (but see below); a damaged value is refused when read |
 //! | the file is missing, empty, another's | refused ([`StoreError::Lost`], [`StoreError::Foreign`]): never started empty |
-//! | an older copy is put in its place | it opens, with an incarnation that hosts and peers know as past, and refuse |
+//! | an older copy is put in its place | it opens and names its past lives; who knows another refuses it; once a host did, it never opens again |
 //! | a value from a newer version | refused ([`StoreError::Newer`]) and left untouched |
 //!
 //! The one gap: where the machine (not only the process) stops within 50 ms of the last commit *and* bits of just that

@@ -312,3 +312,32 @@ impl Rate {
         self.smooth.unwrap_or_else(|| self.window())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_of_version_1_are_frozen() {
+        let registers = Registers { boot: 1, boot_tick: 2, tick: 300, lineage: 9 };
+        let frames: [(Control, &[u8]); 8] = [
+            (
+                Control::Greet { protocol: 1, lineage: Some(9), stored_bytes: 300, twice_bytes: 1 },
+                &[0, 1, 1, 9, 0xac, 2, 1],
+            ),
+            (Control::Have { part: Part::Disk, first: 4, versions: vec![5, 0] }, &[1, 1, 4, 2, 5, 0]),
+            (Control::Ready, &[2]),
+            (Control::Begin { lineage: 9, total_bytes: 300 }, &[3, 9, 0xac, 2]),
+            (Control::Ack { received_bytes: 1, stored_bytes: 300, twice_bytes: 0 }, &[4, 1, 0xac, 2, 0]),
+            (Control::Mark { rounds: 2, dirty_bytes: 300 }, &[5, 2, 0xac, 2]),
+            (Control::End { registers, digest: 7 }, &[6, 1, 2, 0xac, 2, 9, 7]),
+            (Control::Verified { digest: 7 }, &[7, 7]),
+        ];
+        for (frame, frozen) in frames {
+            assert_eq!(postcard::to_stdvec(&frame).unwrap(), frozen, "{frame:?}");
+            assert_eq!(postcard::from_bytes::<Control>(frozen).unwrap(), frame);
+        }
+        // Also what both ends must agree on without saying it.
+        assert_eq!(sum_of(Part::Disk, 3, 2, b"block"), 6_177_327_011_346_170_947);
+    }
+}
