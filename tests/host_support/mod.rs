@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use novafed::drivers::embedded::local::LocalDriver;
+use novafed::drivers::embedded::program::TICKS_PROMISED;
 use novafed::drivers::{
     Channel, End, HostCall, HostError, HostReply, Hypervisor, SealReport, SwitchKey, TransferProgress, VmObservation,
 };
-use novafed::types::units::{GIB, MIB};
+use novafed::types::limits::{BLOCK_BYTES_MAX, DISK_BLOCK_BYTES};
+use novafed::types::units::{GIB, KIB, MIB};
 use novafed::types::*;
 
 pub const PATIENCE: Millis = Millis(20_000);
@@ -46,6 +48,36 @@ pub fn busy() -> GuestProgram {
         disk_resident_bytes: 2 * MIB,
         disk_bytes_per_second: MIB,
     }
+}
+
+/// A guest that writes nothing after its first tick: what it has is known to the byte.
+pub fn idle() -> GuestProgram {
+    GuestProgram {
+        resident_bytes: 32 * MIB,
+        working_set_bytes: 0,
+        dirty_bytes_per_second: 0,
+        disk_resident_bytes: 8 * MIB,
+        disk_bytes_per_second: 0,
+        ..busy()
+    }
+}
+
+/// Checks that of an [`idle`] guest everything was stored once: whoever forgets what it had, or what the other had,
+/// stores some of it again. Its superblock alone changes, each so many ticks.
+pub fn stored_once(stored: u64, tick: u64, who: &str) {
+    let superblocks = tick / TICKS_PROMISED + 1;
+    let whole = 40 * MIB + DISK_BLOCK_BYTES as u64;
+    let most = whole + superblocks * DISK_BLOCK_BYTES as u64;
+    assert!((whole..=most).contains(&stored), "{who}: {stored} bytes are stored, not {whole} to {most}");
+}
+
+/// Checks what one connection of a transfer cost: of `arrived` bytes, all but a block that was on its way are stored
+/// sooner or later, besides one percent for the heads of frames. Returns what is stored then.
+pub async fn stored_but_a_block(target: &dyn Hypervisor, key: SwitchKey, before: u64, arrived: u64, who: &str) -> u64 {
+    let most = BLOCK_BYTES_MAX as u64 + 64 * KIB + arrived / 100;
+    let lost = async || arrived.saturating_sub(progress(target, key).await.acknowledged_bytes - before);
+    eventually(&format!("{who}: all but a block of {arrived} bytes is stored"), async || lost().await <= most).await;
+    progress(target, key).await.acknowledged_bytes
 }
 
 pub fn spec(program: GuestProgram) -> VmSpec {
