@@ -7,6 +7,7 @@ use novafed::chaos::demo::{self, DemoOptions, Plant};
 use novafed::cli::{self, DemoArgs, PlantArg, Runners};
 use novafed::drivers::embedded::process::{self, HostOptions};
 use novafed::node;
+use novafed::types::chain;
 
 fn main() -> ExitCode {
     let runners = Runners {
@@ -21,7 +22,7 @@ fn run_node(dir: &Path) -> ExitCode {
     match node::run(dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            cli::complain(&error.to_string(), &error.advice());
+            cli::complain(&chain(&error), &error.advice());
             ExitCode::from(error.exit_code())
         }
     }

@@ -104,6 +104,8 @@ fn wrong_usage_is_2_and_says_what_is_meant() {
         (&["migration", "start", "web", "--to", "us"], "region>/<cluster"),
         (&["migration", "show", "vm-1-1-1"], "job"),
         (&["status", "--timeout", "soon"], "is not a duration"),
+        (&["status", "--timeout", "10min"], "1 ms to 300 s"),
+        (&["vm", "list", "--key", "two words"], "visible ASCII"),
     ] {
         let ran = novafed(nowhere.path(), args);
         assert!(ran.code == 2 && ran.err.contains(part), "{args:?}: {}: {}", ran.code, ran.err);
@@ -143,6 +145,19 @@ fn a_vm_lives_its_life_by_name() {
     let gone = node.run(&["vm", "show", "web"]);
     assert!(gone.code == 4 && gone.err.contains("no VM is called 'web'"), "{}: {}", gone.code, gone.err);
     assert_eq!(node.run(&["vm", "show", "vm-1-1-1"]).code, 4);
+}
+
+#[test]
+fn a_command_with_a_key_is_done_once_however_often_it_is_given() {
+    let node = Node::start();
+    let create = ["vm", "create", "web", "--memory", "1MiB", "--disk", "1MiB", "--key", "order-66"];
+    assert_eq!(node.good(&create), node.good(&create));
+    assert_eq!(node.json(&["vm", "list"])["items"].as_array().unwrap().len(), 1);
+    let start = ["migration", "start", "web", "--to", "us/us-a", "--key", "move-1"];
+    assert_eq!(node.good(&start), node.good(&start), "also one that asks for two things");
+    assert_eq!(node.json(&["migration", "list"])["items"].as_array().unwrap().len(), 1);
+    let other = node.run(&["vm", "create", "other", "--memory", "1MiB", "--disk", "1MiB", "--key", "order-66"]);
+    assert!(other.code == 3 && other.err.contains("order-66"), "{}: {}", other.code, other.err);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use super::mailbox::{Class, Envelope, Gauge, Handle, Opened, SendError, with_tra
 use super::supervise::Order;
 use crate::clock::Clock;
 use crate::decision::supervision::{ChildId, ChildIncarnation, ExitClass};
-use crate::types::{Millis, Tick};
+use crate::types::{Millis, Tick, chain};
 
 /// How an actor says that it ends otherwise than by a crash. Any other error, and a panic, is a crash.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,14 +47,8 @@ impl<E: std::error::Error + Send + Sync + 'static> From<E> for HandlerError {
 /// What an error says about the exit, and its text with its sources.
 pub(super) fn classify(error: &(dyn std::error::Error + Send + Sync + 'static)) -> (ExitClass, String) {
     let mut class = ExitClass::Crash;
-    let mut text = error.to_string();
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    let mut outermost = true;
     while let Some(error) = next {
-        if !outermost {
-            text = format!("{text}: {error}");
-        }
-        outermost = false;
         if class == ExitClass::Crash {
             class = match error.downcast_ref::<Exit>() {
                 Some(Exit::Normal) => ExitClass::Normal,
@@ -65,7 +59,7 @@ pub(super) fn classify(error: &(dyn std::error::Error + Send + Sync + 'static)) 
         }
         next = error.source();
     }
-    (class, text)
+    (class, chain(error))
 }
 
 /// An actor: a state that takes messages one by one. A new value is made for each life.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::records::{SourceJobEnded, SourceJobRecord, TransferRecord};
 use super::tables::{self, ReservationRecord, VmName};
-use crate::decision::migration::source::{ParkReason, Phase, Source};
+use crate::decision::migration::source::{self, Source};
 use crate::decision::migration::steps::{STEPS, Step};
 use crate::decision::migration::target::Target;
 use crate::decision::reservations::{Ledger, Reserve};
@@ -261,7 +261,7 @@ pub fn status_of(
         },
         downtime_ms: (transfer.downtime_us > 0).then_some(transfer.downtime_us as f64 / 1_000.0),
         reason: state.note.clone(),
-        commands: commands(&state.phase, state.decided_transfer()),
+        commands: source::person_may(state).into_iter().map(str::to_owned).collect(),
         last_heard_ms: None,
         started_at: record.started_at,
         completed_at: ended.then_some(now),
@@ -292,25 +292,4 @@ fn percent(step: Step, copied: f64) -> f64 {
 fn eta(progress: &TransferProgress) -> Option<u64> {
     let net = progress.bytes_per_second.checked_sub(progress.dirty_bytes_per_second).filter(|rate| *rate > 0)?;
     Some(progress.remaining_bytes.saturating_mul(1_000) / net)
-}
-
-/// What a person may do with it.
-fn commands(phase: &Phase, decided: bool) -> Vec<String> {
-    let list: &[&str] = match phase {
-        Phase::Parked { why: ParkReason::TargetMemoryLost, .. } => &["retry", "abandon"],
-        Phase::Parked { .. } if decided => &["retry", "probe"],
-        Phase::Parked { .. } => &["retry", "probe", "undo", "abandon"],
-        Phase::Ended(_) | Phase::Switching { .. } | Phase::Verifying { .. } => &[],
-        Phase::Queued
-        | Phase::Reserving
-        | Phase::Preparing
-        | Phase::Copying
-        | Phase::Pausing
-        | Phase::Sealing
-        | Phase::Holding
-        | Phase::Deciding { .. }
-        | Phase::Resuming
-        | Phase::Reviving => &["cancel"],
-    };
-    list.iter().map(|command| (*command).to_owned()).collect()
 }

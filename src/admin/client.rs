@@ -4,6 +4,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -76,7 +78,9 @@ impl ClientError {
             }
             Self::Denied { .. } => "run the command as the user that the node runs as, or as root".into(),
             Self::Unknown { method, .. } if method.is_safe() => "ask again, or allow more time with --timeout".into(),
-            Self::Unknown { .. } => "it may have been done: look at the object before you repeat the command".into(),
+            Self::Unknown { .. } => {
+                "it may have been done: look at the object, or repeat the request with the same key".into()
+            }
             Self::Garbled { .. } => "see which process has the socket open".into(),
         }
     }
@@ -123,7 +127,7 @@ impl Ask {
 }
 
 /// A key that nobody else has.
-fn fresh_key() -> String {
+pub fn fresh_key() -> String {
     let mut bytes = [0; 16];
     if getrandom::fill(&mut bytes).is_err() {
         // Without the kernel's randomness a key of this process's generator is still one of 2^128.
@@ -138,6 +142,23 @@ pub struct Client {
     socket: PathBuf,
     clock: Clock,
     deadline: Millis,
+    keys: Option<Keys>,
+}
+
+/// The keys of what one command asks for, one after the other, so that the whole command can be repeated.
+#[derive(Debug, Clone)]
+struct Keys {
+    base: String,
+    used: Arc<AtomicUsize>,
+}
+
+impl Keys {
+    fn next(&self) -> String {
+        match self.used.fetch_add(1, Ordering::Relaxed) {
+            0 => self.base.clone(),
+            before => format!("{}.{}", self.base, before + 1),
+        }
+    }
 }
 
 /// What one try came to.
@@ -151,12 +172,19 @@ impl Client {
     /// A client of the region in `directory`.
     pub fn new(directory: &Path) -> Client {
         let socket = directory.join("run").join(SOCKET_NAME);
-        Client { socket, clock: Clock::start(), deadline: API_DEADLINE_MS }
+        Client { socket, clock: Clock::start(), deadline: API_DEADLINE_MS, keys: None }
     }
 
     /// The same with another deadline for each request.
     pub fn deadline(mut self, deadline: Millis) -> Client {
         self.deadline = deadline;
+        self
+    }
+
+    /// The same with keys made from `base` for its mutations, in their order: asked the same things in the same order
+    /// again, they are done at most once.
+    pub fn keyed(mut self, base: String) -> Client {
+        self.keys = Some(Keys { base, used: Arc::default() });
         self
     }
 
@@ -186,7 +214,10 @@ impl Client {
     }
 
     /// Asks; the answer's bytes, of any type.
-    pub async fn raw(&self, ask: Ask) -> Result<Vec<u8>, ClientError> {
+    pub async fn raw(&self, mut ask: Ask) -> Result<Vec<u8>, ClientError> {
+        if let (Some(key), Some(keys)) = (&mut ask.key, &self.keys) {
+            *key = keys.next();
+        }
         let until = self.clock.now().plus(self.deadline);
         let mut sent = None;
         let mut pause = AGAIN_MS_MIN;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::config::{ListenConfig, quantity};
+use crate::types::limits::{API_DEADLINE_MS_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
 use crate::types::{
     ClusterId, DirtyPattern, FederationName, HostName, JobId, Millis, NamespaceName, Place, RegionName, VmName,
 };
@@ -46,8 +47,11 @@ pub(super) struct Global {
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
     output: Format,
     /// How long to wait for an answer
-    #[arg(long, global = true, value_parser = millis, default_value = "30s", value_name = "TIME")]
+    #[arg(long, global = true, value_parser = timeout, default_value = "30s", value_name = "TIME")]
     pub timeout: Millis,
+    /// Names the request: repeated with its key, a command is done at most once [default: a new one]
+    #[arg(long, global = true, value_parser = key, value_name = "KEY")]
+    pub key: Option<String>,
 }
 
 impl Global {
@@ -68,6 +72,23 @@ enum Format {
 
 fn millis(text: &str) -> Result<Millis, String> {
     quantity::millis(text).map_err(|e| e.to_string())
+}
+
+fn timeout(text: &str) -> Result<Millis, String> {
+    match millis(text)? {
+        time if time.0 > 0 && time <= API_DEADLINE_MS_MAX => Ok(time),
+        _ => Err(format!("it is 1 ms to {} s", API_DEADLINE_MS_MAX.0 / 1_000)),
+    }
+}
+
+fn key(text: &str) -> Result<String, String> {
+    // A command may ask for several things; each has its number behind the key.
+    const NUMBER_BYTES: usize = 4;
+    let most = IDEMPOTENCY_KEY_BYTES_MAX - NUMBER_BYTES;
+    match text.len() {
+        1.. if text.len() <= most && text.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(text.to_owned()),
+        _ => Err(format!("a key is 1 to {most} visible ASCII characters")),
+    }
 }
 
 fn bytes(text: &str) -> Result<u64, String> {

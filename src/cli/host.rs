@@ -8,7 +8,7 @@ use super::args::HostVerb;
 use super::output::Output;
 use super::{CliError, own};
 use crate::drivers::embedded::launch::{self, LaunchError};
-use crate::types::{ApiError, ErrorCode};
+use crate::types::{ApiError, ErrorCode, chain};
 
 /// A host that runs.
 #[derive(Serialize)]
@@ -18,7 +18,7 @@ struct HostLine {
 }
 
 fn failed(error: LaunchError) -> CliError {
-    own(ErrorCode::Internal, error.to_string())
+    own(ErrorCode::Internal, chain(&error))
 }
 
 /// Lists the hosts of the region in `dir`, or stops them or one of them.

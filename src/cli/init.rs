@@ -16,15 +16,15 @@ use crate::clock::Clock;
 use crate::config::{Config, FILE_NAME};
 use crate::protocol::trust::{LEAF_LIFE_MAX, RegionCa, TrustError};
 use crate::store::{StoreError, StoreKey};
-use crate::types::{ApiError, ErrorCode};
+use crate::types::{ApiError, ErrorCode, chain};
 
 const KEY: &str = "store.key";
 const LEAF: &str = "leaf.pem";
 /// What a region's directory has, once it was made or has run: none of it may be there before.
 const FILES: [&str; 6] = [FILE_NAME, KEY, "ca.key", "ca.pem", LEAF, "state.redb"];
 
-fn failed(what: impl std::fmt::Display, error: impl std::fmt::Display) -> CliError {
-    CliError::Own(ApiError::new(ErrorCode::Internal, format!("{what}: {error}")))
+fn failed(what: impl std::fmt::Display, error: impl std::error::Error) -> CliError {
+    CliError::Own(ApiError::new(ErrorCode::Internal, format!("{what}: {}", chain(&error))))
 }
 
 /// Makes the region's directory.

@@ -8,6 +8,7 @@ use super::vm::{all, find, given, with_query};
 use super::{CliError, own};
 use crate::admin::client::{Ask, Client, ClientError};
 use crate::admin::{EventView, Page, PlanRequest, StartMigration, Steer, SteerRequest};
+use crate::types::limits::API_PAGE_MAX;
 use crate::types::units::human_bytes;
 use crate::types::{
     ApiError, CheckStatus, ErrorCode, JobId, JobState, MigrationOptions, MigrationPlan, MigrationStatus, Millis,
@@ -178,11 +179,19 @@ async fn show(client: &Client, out: &mut Output, id: JobId) -> Result<(), CliErr
         ("began", job.started_at.to_string()),
         ("ended", given(&job.completed_at).unwrap_or_default()),
     ])?;
-    let journal = with_query(&format!("/v2/migrations/{id}/events"), &[("limit", Some("500".into()))]);
-    let events: Page<EventView> = client.get(&journal).await?;
-    let row = |e: &EventView| vec![e.sequence.to_string(), e.at.to_string(), e.kind.clone(), e.message.clone()];
-    let rows = events.items.iter().map(row).collect();
-    Ok(out.table(&["entry", "at", "kind", "what"], rows, "Its journal is empty.")?)
+    let mut rows = Vec::new();
+    let mut after = Some("0".to_owned());
+    while let Some(from) = after {
+        let query = [("after", Some(from)), ("limit", Some(API_PAGE_MAX.to_string()))];
+        let page: Page<EventView> = client.get(&with_query(&format!("/v2/migrations/{id}/events"), &query)).await?;
+        rows.extend(page.items.iter().map(|e| {
+            let of = |what: &str| e.data[what].as_str().map_or_else(|| e.data[what].to_string(), str::to_owned);
+            let (side, attempt) = (of("side"), of("attempt"));
+            vec![e.sequence.to_string(), e.at.to_string(), side, attempt, e.kind.clone(), e.message.clone()]
+        }));
+        after = page.next;
+    }
+    Ok(out.table(&["entry", "at", "side", "attempt", "kind", "what"], rows, "Its journal is empty.")?)
 }
 
 async fn steer(client: &Client, out: &mut Output, args: SteerArgs, steer: Steer) -> Result<(), CliError> {

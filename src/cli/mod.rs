@@ -18,8 +18,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::admin::client::{Client, ClientError};
-use crate::types::{ApiError, ErrorCode, HostName};
+use crate::admin::client::{Client, ClientError, fresh_key};
+use crate::types::{ApiError, ErrorCode, HostName, chain};
 use args::{Args, Command};
 pub use args::{DemoArgs, HostArgs, HostVerb, PlantArg};
 use output::Output;
@@ -102,13 +102,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>, runners: &Runners) -> ExitC
         }
     };
     let json = args.global.json();
-    match runtime.block_on(command(args)) {
+    let key = args.global.key.clone().unwrap_or_else(fresh_key);
+    match runtime.block_on(command(args, key.clone())) {
         Ok(code) => ExitCode::from(code),
         Err(CliError::Output(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
             match &e {
                 CliError::Api(ClientError::Refused { document, .. }) if json => output::complain_json(document),
-                _ => output::complain(&e.to_string(), &e.hint()),
+                _ => output::complain(&chain(&e), &e.hint()),
+            }
+            if e.code() == ErrorCode::OutcomeUnknown {
+                output::note(&format!("  key: {key} (the same command with --key {key} is done at most once)"));
             }
             ExitCode::from(e.code().exit_code())
         }
@@ -116,8 +120,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>, runners: &Runners) -> ExitC
 }
 
 /// Runs one command; the exit code if it did what it was told.
-async fn command(args: Args) -> Result<u8, CliError> {
-    let client = Client::new(&args.global.dir).deadline(args.global.timeout);
+async fn command(args: Args, key: String) -> Result<u8, CliError> {
+    let client = Client::new(&args.global.dir).deadline(args.global.timeout).keyed(key);
     let mut out = Output::new(args.global.json());
     match args.command {
         Command::Init(init) => init::init(&args.global.dir, init, &mut out)?,

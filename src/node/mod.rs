@@ -17,6 +17,7 @@ pub use exit::NodeError;
 use crate::actors::Ended;
 use crate::admin::telemetry::Metrics;
 use crate::config::Config;
+use crate::types::chain;
 
 /// Runs the node of the region in `dir` until it is told to stop or can't keep its promises.
 ///
@@ -51,7 +52,7 @@ async fn serve(dir: &Path, config: Config) -> Result<(), NodeError> {
         ended = region.root.ended() => Some(NodeError::Ended { ended }),
     };
     match &ended {
-        Some(error) => tracing::error!(%error, advice = error.advice(), "the node stops; its VMs go on"),
+        Some(error) => tracing::error!(error = chain(error), advice = error.advice(), "the node stops; its VMs go on"),
         None => tracing::info!("told to stop; the VMs go on"),
     }
     stop.cancel();

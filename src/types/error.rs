@@ -112,3 +112,37 @@ impl ApiError {
         self
     }
 }
+
+/// An error with its causes, each said once: some errors quote their cause, others leave it to be asked for.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Doing {
+        #[error("listening")]
+        Quiet(#[source] std::io::Error),
+        #[error("listening: {0}")]
+        Quoting(#[source] std::io::Error),
+    }
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let cause = || std::io::Error::other("the port is taken");
+        assert_eq!(chain(&Doing::Quiet(cause())), "listening: the port is taken");
+        assert_eq!(chain(&Doing::Quoting(cause())), "listening: the port is taken");
+    }
+}

@@ -116,7 +116,7 @@ impl FakeRegion {
         match self.kept.lock().unwrap().keys.get(key) {
             None => Ok(None),
             Some((fingerprint, _)) if *fingerprint != context.fingerprint => {
-                Err(ApiError::new(ErrorCode::Conflict, "the key was used for another request"))
+                Err(ApiError::new(ErrorCode::Conflict, format!("the key {key} was used for another request")))
             }
             Some((_, value)) => Ok(Some(serde_json::from_value(value.clone()).unwrap())),
         }
@@ -432,6 +432,9 @@ impl Region for FakeRegion {
     fn create_plan(&self, context: RequestContext, request: PlanRequest) -> Answer<'_, MigrationPlan> {
         Box::pin(async move {
             self.admit(&context).await?;
+            if let Some(answer) = self.replayed(&context)? {
+                return Ok(answer);
+            }
             let vm = self.vm(request.vm).await?;
             let mut kept = self.kept.lock().unwrap();
             let id = PlanId { region: self.number, incarnation: 1, number: kept.plans.len() as u64 + 1 };
@@ -469,6 +472,8 @@ impl Region for FakeRegion {
                 expires_at: WallMillis(600_001),
             };
             kept.plans.insert(id, plan.clone());
+            drop(kept);
+            self.remember(&context, &plan);
             Ok(plan)
         })
     }

@@ -28,8 +28,8 @@ use tokio_util::task::TaskTracker;
 use super::host::{Host, HostOpenError, Session, make_directory};
 use super::wire::{self, AdminCall, HOST_PROTOCOL, Hello, Purpose, Request, Response, Welcome};
 use crate::drivers::HostError;
-use crate::types::HostName;
 use crate::types::limits::{REQUEST_MS, STOP_MS_MAX};
+use crate::types::{HostName, chain};
 
 /// Connections at once; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 1024;
@@ -437,13 +437,7 @@ pub fn main(options: HostOptions) -> std::process::ExitCode {
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(source) = cause {
-                text = format!("{text}: {source}");
-                cause = source.source();
-            }
-            complain(&text);
+            complain(&chain(&error));
             std::process::ExitCode::FAILURE
         }
     }

@@ -5,7 +5,6 @@ use super::{Refused, RegionApi, api_error, key_of_another, not_found, remember, 
 use crate::actors::Class;
 use crate::actors::records::{SourceJobRecord, TransferRecord};
 use crate::actors::source_job::{RequestKey, SourceMessage};
-use crate::actors::tables::JobEntry;
 use crate::actors::{jobs, tables, vms};
 use crate::admin::*;
 use crate::decision::migration::source::{Event, Goal, Phase, Source};
@@ -113,6 +112,14 @@ impl RegionApi {
     }
 
     pub(super) async fn migration_now(&self, id: JobId) -> Result<MigrationStatus, ApiError> {
+        let mut status = self.status_of(id).await?;
+        if status.target.region != self.ctx.region && !status.state.is_end() {
+            status.last_heard_ms = self.ctx.link(&status.target.region).and_then(|link| link.state().last_heard);
+        }
+        Ok(status)
+    }
+
+    async fn status_of(&self, id: JobId) -> Result<MigrationStatus, ApiError> {
         let slot = self.ctx.with_jobs(|running| running.source.get(&id).cloned());
         if let Some(slot) = slot
             && let Ok(status) = slot.call(Class::Control, limits::HEARTBEAT_MS, SourceMessage::Status).await
@@ -202,35 +209,6 @@ impl RegionApi {
             Err(error) => Err(ApiError::new(ErrorCode::OutcomeUnknown, format!("{id} did not answer: {error}"))
                 .hint(format!("look at it: novafed migration show {id}"))),
         }
-    }
-
-    pub(super) fn journal_of(&self, id: JobId, after: u64, limit: usize) -> Result<Vec<EventView>, ApiError> {
-        let journal = tables::journal(&self.ctx.store, id)?;
-        let unknown = journal.is_empty()
-            && tables::source_job(&self.ctx.store, id)?.is_none()
-            && tables::source_ended(&self.ctx.store, id)?.is_none();
-        if unknown {
-            return Err(not_found("migration", id));
-        }
-        let shown = journal.into_iter().filter(|(sequence, _)| *sequence > after).take(limit);
-        Ok(shown
-            .map(|(sequence, entry)| {
-                let (side, attempt, at, what) = match entry {
-                    JobEntry::Source(e) => ("source", e.input.attempt, e.at, format!("{:?}", e.input.event)),
-                    JobEntry::Target(e) => ("target", e.input.attempt, e.at, format!("{:?}", e.input.event)),
-                };
-                let kind = what.split([' ', '(', '{']).next().unwrap_or_default().to_owned();
-                EventView {
-                    sequence,
-                    at,
-                    region: self.ctx.region.clone(),
-                    kind,
-                    subject: id.to_string(),
-                    message: what,
-                    data: serde_json::json!({ "side": side, "attempt": attempt }),
-                }
-            })
-            .collect())
     }
 }
 

@@ -3,6 +3,7 @@
 //! Not here: HTTP (`admin/`), what actors do afterwards (`actors/`).
 
 mod issues;
+mod journal;
 mod migrations;
 mod plans;
 mod status;
@@ -94,8 +95,12 @@ fn remember(txn: &mut Txn<'_, '_>, context: &RequestContext, subject: impl ToStr
 }
 
 fn not_found(what: &str, id: impl ToString) -> ApiError {
-    ApiError::new(ErrorCode::NotFound, format!("there is no {what} {} here", id.to_string()))
-        .hint(format!("list what there is with: novafed {what} list"))
+    // Plans are many and short-lived: nobody lists them.
+    let hint = match what {
+        "migration plan" => "plans are kept for a while only; make a new one: novafed migration plan".to_owned(),
+        listed => format!("list what there is with: novafed {listed} list"),
+    };
+    ApiError::new(ErrorCode::NotFound, format!("there is no {what} {} here", id.to_string())).hint(hint)
 }
 
 fn check_version(context: &RequestContext, subject: impl ToString, version: u64) -> Result<(), ApiError> {

@@ -16,7 +16,7 @@ use crate::protocol::link::{BoxFuture, BulkStream, Link, LinkError, LinkState, R
 use crate::protocol::messages::Kind;
 use crate::protocol::refusals::Refusals;
 use crate::types::limits::{REDIAL_MS_MAX, REDIAL_MS_MIN};
-use crate::types::{Incarnation, Millis, RegionName, Tick};
+use crate::types::{Incarnation, Millis, RegionName, Tick, chain};
 
 /// Connections of one peer and class that may be finishing what they carry; a peer that opens more loses the oldest.
 const DRAINING_MAX: usize = 4;
@@ -104,7 +104,7 @@ impl Peer {
 
     /// Remembers why a dial failed.
     pub fn failed(&self, class: Class, error: &EstablishError) {
-        let text = format!("{} connection: {error}", class.name());
+        let text = format!("{} connection: {}", class.name(), chain(error));
         tracing::debug!(peer = %self.region, "dialling failed: {text}");
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some((text, error.refused()));
     }

@@ -377,6 +377,19 @@ impl Source {
     }
 }
 
+/// The words with which a person may steer a job in this state; each would change something.
+pub fn person_may(s: &Source) -> Vec<&'static str> {
+    let words = [
+        ("cancel", Event::Cancel),
+        ("retry", Event::Retry),
+        ("probe", Event::Probe),
+        ("undo", Event::Undo),
+        ("abandon", Event::Abandon),
+    ];
+    let taken = |event| matches!(step(s, &Input { attempt: s.attempt, step: None, event }), Verdict::Advance(_));
+    words.into_iter().filter_map(|(word, event)| taken(event).then_some(word)).collect()
+}
+
 /// What a state wants done: at entry, and again after a crash.
 pub fn commands(s: &Source) -> Vec<Command> {
     use Command as C;
