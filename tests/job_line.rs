@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use novafed::admin::client::{Ask, ClientError};
-use novafed::admin::{EventView, Page};
+use novafed::admin::{EventView, Page, TreeNode};
 use novafed::chaos::federation::{Federation, RegionPlan, Setup};
 use novafed::chaos::process::Run;
 use novafed::types::*;
@@ -122,6 +122,15 @@ async fn jobs_beyond_the_limit_wait_in_line_and_go_in_order() {
     // The key of that request is no other's.
     let other = line.cancel(jobs[1], "first").await.unwrap_err();
     assert!(other.to_string().contains("used for another request"), "{other}");
+    line.waits(jobs[1], 0).await;
+
+    // An actor that is started anew takes up where its journal ends, and keeps its place.
+    let path = format!("/v2/tree/migrations/job-source-{slow}/restart");
+    let anew: TreeNode = line.fed.post(&line.eu, &path, &()).await.unwrap();
+    assert_eq!(anew.name, format!("job-source-{slow}"));
+    let nobody = line.fed.post::<TreeNode>(&line.eu, "/v2/tree/migrations/nobody/restart", &()).await.unwrap_err();
+    assert!(nobody.to_string().contains("there is no child 'nobody'"), "{nobody}");
+    line.until(slow, "to go on copying", |status| status.phase == "copy" && status.resumes == 1).await;
     line.waits(jobs[1], 0).await;
 
     line.fed.kill_node(&line.eu.clone()).await.unwrap();

@@ -178,7 +178,7 @@ impl Serve for SourceActor {
                 return Err(error);
             }
         };
-        if self.crashes + 1 >= limits::JOB_CRASHES_MAX {
+        if self.crashes >= limits::JOB_CRASHES_MAX {
             // Also if it does not even get as far as to park.
             stand(&self.ctx, self.job, Standing::Away);
             // One more would park the actor where only the tree shows it: the job parks itself instead.

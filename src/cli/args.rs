@@ -151,6 +151,16 @@ pub enum PlantArg {
 }
 
 #[derive(Debug, Subcommand)]
+pub(super) enum TreeVerb {
+    /// Start an actor anew and forgive its crashes: the way out of a parked one
+    Restart {
+        /// Its supervisor and itself, as they stand in the tree, for example migrations/job-target-job-1-1-1
+        #[arg(value_name = "SUPERVISOR/ACTOR")]
+        actor: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Make a new region in an empty directory
     Init(InitArgs),
@@ -209,7 +219,10 @@ pub(super) enum Command {
         verb: StoreVerb,
     },
     /// The live tree of actors: state, restarts, queues
-    Tree,
+    Tree {
+        #[command(subcommand)]
+        verb: Option<TreeVerb>,
+    },
     /// Metrics as Prometheus text
     Metrics,
     /// Print the API's description (OpenAPI); needs no node

@@ -138,7 +138,7 @@ async fn command(args: Args, key: String) -> Result<u8, CliError> {
         Command::Operation { verb } => observe::operation(&client, &mut out, verb).await?,
         Command::Event { verb } => observe::event(&client, &mut out, verb).await?,
         Command::Store { verb } => return store::store(&client, &args.global.dir, &mut out, verb).await,
-        Command::Tree => observe::tree(&client, &mut out).await?,
+        Command::Tree { verb } => observe::tree(&client, &mut out, verb).await?,
         Command::Metrics => out.raw(&client.raw(crate::admin::client::Ask::get("/v2/metrics")).await?)?,
         Command::Openapi => out.document(&crate::admin::openapi())?,
     }

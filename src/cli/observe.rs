@@ -1,15 +1,15 @@
 //! `status`, `cluster`, `inventory`, `link`, `operation`, `event`, `tree`.
 
-use super::CliError;
-use super::args::{ClusterVerb, EventVerb, InventoryVerb, ListVerb};
+use super::args::{ClusterVerb, EventVerb, InventoryVerb, ListVerb, TreeVerb};
 use super::output::{Output, age, rate, span, word};
 use super::vm::{all, escaped, given, with_query};
-use crate::admin::client::Client;
+use super::{CliError, own};
+use crate::admin::client::{Ask, Client};
 use crate::admin::{
     ActorState, EventView, FederationStatus, LinkView, OperationView, Page, RegionView, ResourceInventory, TreeNode,
 };
 use crate::types::units::human_bytes;
-use crate::types::{ClusterView, Resources};
+use crate::types::{ClusterView, ErrorCode, Resources};
 
 pub(super) async fn status(client: &Client, out: &mut Output) -> Result<(), CliError> {
     let status: FederationStatus = client.get("/v2/federation/status").await?;
@@ -196,8 +196,17 @@ pub(super) async fn event(client: &Client, out: &mut Output, verb: EventVerb) ->
     Ok(())
 }
 
-pub(super) async fn tree(client: &Client, out: &mut Output) -> Result<(), CliError> {
-    let tree: TreeNode = client.get("/v2/tree").await?;
+pub(super) async fn tree(client: &Client, out: &mut Output, verb: Option<TreeVerb>) -> Result<(), CliError> {
+    let tree: TreeNode = match verb {
+        None => client.get("/v2/tree").await?,
+        Some(TreeVerb::Restart { actor }) => {
+            let Some((supervisor, actor)) = actor.split_once('/') else {
+                let text = format!("'{actor}' names no actor: write it as supervisor/actor");
+                return Err(own(ErrorCode::InvalidArgument, text));
+            };
+            client.typed(Ask::post(format!("/v2/tree/{}/{}/restart", escaped(supervisor), escaped(actor)))).await?
+        }
+    };
     if out.json() {
         return Ok(out.document(&tree)?);
     }

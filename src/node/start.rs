@@ -78,10 +78,11 @@ pub async fn start(
     start_clusters(dir, config, &ctx, &clusters).await?;
     jobs::line_up(&ctx)?;
     // From here on other regions are answered about moves.
-    ctx.run_jobs_under(migrations);
+    ctx.run_jobs_under(migrations.clone());
     start_deliverers(&ctx, &links, &receiver).await.map_err(actors)?;
     let addresses = config.peers.iter().map(|peer| (peer.region.clone(), peer.address.clone())).collect();
-    let api = serve_api(&ctx, &root, metrics, &receiver, addresses);
+    let groups = BTreeMap::from([("links", links), ("clusters", clusters), ("migrations", migrations)]);
+    let api = serve_api(&ctx, &root, groups, metrics, &receiver, addresses);
     tokio::spawn(server.serve(api, stop));
     let open = jobs::run_all(&ctx).await?;
     tracing::info!(region = %ctx.region, jobs = open, "the region runs");
@@ -250,6 +251,7 @@ async fn start_deliverers(
 fn serve_api(
     ctx: &Arc<Context>,
     root: &Supervisor,
+    groups: BTreeMap<&'static str, Supervisor>,
     metrics: Metrics,
     receiver: &Receiver,
     addresses: BTreeMap<RegionName, String>,
@@ -257,6 +259,7 @@ fn serve_api(
     let region = Arc::new(RegionApi {
         ctx: ctx.clone(),
         root: root.clone(),
+        groups,
         metrics: Arc::new(move || metrics.render()),
         started: ctx.clock.now(),
         addresses,

@@ -71,8 +71,10 @@ pub const RESTART_PAUSE_MS_MAX: Millis = Millis(1_000);
 pub const RESTART_WAIT_MS_MAX: Millis = Millis(5_000);
 /// How long a child may take to start: it may have to fold a journal.
 pub const START_MS_MAX: Millis = Millis(30_000);
-/// Crashes of one job, over all lives of the process, before it is quarantined.
+/// Crashes of one job, over all lives of the process, before it parks itself.
 pub const JOB_CRASHES_MAX: u32 = 3;
+/// Crashes before its supervisor gives it up: one more, for a job that crashes even while it parks.
+pub const JOB_CRASHES_IN_TREE_MAX: u32 = JOB_CRASHES_MAX + 1;
 /// How long a child may take to stop before it is killed.
 pub const STOP_MS_MAX: Millis = Millis(5_000);
 /// How long a whole region may take to stop, however many children it has; then the process ends with what hangs.

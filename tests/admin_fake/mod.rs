@@ -315,6 +315,13 @@ impl Region for FakeRegion {
         self.changes.subscribe()
     }
 
+    fn restart_actor(&self, _: RequestContext, supervisor: String, actor: String) -> Answer<'_, TreeNode> {
+        Box::pin(async move {
+            let tree = self.tree().await?;
+            let found = tree.children.into_iter().find(|child| child.name == actor || supervisor == "migrations");
+            found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("there is no {supervisor}/{actor}")))
+        })
+    }
     fn tree(&self) -> Answer<'_, TreeNode> {
         Box::pin(async {
             let leaf = TreeNode {

@@ -3,7 +3,7 @@
 use super::super::{ChildSpec, Ended, TreeState};
 use super::*;
 use crate::decision::supervision::{ParkReason, Restart, Shutdown};
-use crate::types::limits::{JOB_CRASHES_MAX, RESTARTS_MAX, STOP_MS_MAX};
+use crate::types::limits::{JOB_CRASHES_IN_TREE_MAX, RESTARTS_MAX, STOP_MS_MAX};
 
 const SOON: Millis = Millis(1_000);
 
@@ -102,7 +102,7 @@ async fn a_job_that_crashes_again_and_again_is_parked_even_over_a_restart_of_the
         let stage = Stage::with_ledger(Strategy::OneForOne, ledger.clone()).await;
         let (spec, handle) = stage.puppet("job");
         stage.root.add_child(spec.job()).await.expect("it is added");
-        for _ in 1..JOB_CRASHES_MAX {
+        for _ in 1..JOB_CRASHES_IN_TREE_MAX {
             handle.cast(Class::Control, Tell::Panic).expect("it is taken");
             stage.until("job", |state| matches!(state, ChildState::Restarting { .. })).await;
             stage.until_running("job").await;
@@ -118,7 +118,7 @@ async fn a_job_that_crashes_again_and_again_is_parked_even_over_a_restart_of_the
         let ChildState::Parked { reason: ParkReason::Quarantine { crashes, reason }, .. } = parked else {
             panic!("{parked:?}")
         };
-        assert_eq!(crashes, JOB_CRASHES_MAX);
+        assert_eq!(crashes, JOB_CRASHES_IN_TREE_MAX);
         assert!(reason.contains("planned panic"), "{reason}");
         stage.root.shutdown().await;
     }
@@ -174,7 +174,7 @@ async fn progress_forgives_crashes_and_poison_is_parked_at_once() {
     let stage = Stage::with_ledger(Strategy::OneForOne, ledger.clone()).await;
     let (spec, handle) = stage.puppet("job");
     stage.root.add_child(spec.job()).await.expect("it is added");
-    for _ in 0..JOB_CRASHES_MAX + 1 {
+    for _ in 0..JOB_CRASHES_IN_TREE_MAX + 1 {
         handle.cast(Class::Control, Tell::Panic).expect("it is taken");
         stage.until("job", |state| matches!(state, ChildState::Restarting { .. })).await;
         stage.until_running("job").await;
@@ -185,7 +185,7 @@ async fn progress_forgives_crashes_and_poison_is_parked_at_once() {
     }
     handle.cast(Class::Control, Tell::Exit(Exit::Poison("no such disk".into()))).expect("it is taken");
     stage.until("job", |state| matches!(state, ChildState::Parked { reason: ParkReason::Poison { .. }, .. })).await;
-    assert_eq!(ledger.load("job").await.expect("it is in memory"), JOB_CRASHES_MAX);
+    assert_eq!(ledger.load("job").await.expect("it is in memory"), JOB_CRASHES_IN_TREE_MAX);
 }
 
 #[tokio::test(start_paused = true)]

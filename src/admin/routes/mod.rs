@@ -72,6 +72,7 @@ table! {
     GET "/v2/events" => observe::events;
     GET "/v2/operations" => observe::operations;
     GET "/v2/tree" => observe::tree;
+    POST "/v2/tree/{supervisor}/{actor}/restart" => observe::restart_actor;
     GET "/v2/store" => observe::store;
     GET "/v2/metrics" => observe::metrics;
     GET "/v2/openapi.json" => observe::openapi;

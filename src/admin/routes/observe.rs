@@ -1,6 +1,6 @@
 //! What runs, what happened, what is counted.
 
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -58,6 +58,19 @@ pub(super) async fn operations(State(app): State<App>, call: Call) -> Result<Res
     (status = 200, body = TreeNode), (status = "default", body = ErrorDocument)))]
 pub(super) async fn tree(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(ok(&app.region.tree().await?))
+}
+
+/// Start an actor anew and forgive its crashes: the way out of a parked one
+#[utoipa::path(post, path = "/v2/tree/{supervisor}/{actor}/restart", tag = "observe",
+    params(("supervisor" = String, Path), ("actor" = String, Path)), responses(
+    (status = 200, body = TreeNode), (status = "default", body = ErrorDocument)))]
+pub(super) async fn restart_actor(
+    State(app): State<App>,
+    Path((supervisor, actor)): Path<(String, String)>,
+    call: Call,
+) -> Result<Response, ApiError> {
+    let context = call.context(false)?;
+    Ok(ok(&app.region.restart_actor(context, supervisor, actor).await?))
 }
 
 /// The region's store

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use crate::types::limits::{
-    JOB_CRASHES_MAX, RESTART_PAUSE_MS_MAX, RESTART_PAUSE_MS_MIN, RESTART_WAIT_MS_MAX, RESTART_WINDOW_MS, RESTARTS_MAX,
+    JOB_CRASHES_IN_TREE_MAX, RESTART_PAUSE_MS_MAX, RESTART_PAUSE_MS_MIN, RESTART_WAIT_MS_MAX, RESTART_WINDOW_MS, RESTARTS_MAX,
     STOP_MS_MAX,
 };
 use crate::types::{Millis, Tick};
@@ -110,7 +110,7 @@ impl ChildPolicy {
         Self {
             restart: Restart::Transient,
             shutdown: Shutdown::Graceful(STOP_MS_MAX),
-            crashes_max: Some(JOB_CRASHES_MAX),
+            crashes_max: Some(JOB_CRASHES_IN_TREE_MAX),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::RegionApi;
-use crate::actors::tables;
+use crate::actors::{Tree, TreeState, tables};
 use crate::admin::*;
 use crate::protocol::link::{Link, RefusalCode};
 use crate::types::*;
@@ -23,6 +23,7 @@ impl RegionApi {
         issues.extend(self.lost_vms(wall).await?);
         issues.extend(self.parked_jobs(wall).await?);
         issues.extend(self.known_later());
+        issues.extend(parked_actors(&self.root.tree(), "", wall));
         issues.sort_by(|a, b| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
         Ok(issues)
     }
@@ -135,12 +136,32 @@ impl RegionApi {
     }
 }
 
+/// Actors that wait for a person, wherever they stand in the tree.
+fn parked_actors(tree: &Tree, above: &str, wall: WallMillis) -> Vec<Issue> {
+    let mut issues: Vec<Issue> = Vec::new();
+    for child in &tree.children {
+        let path = format!("{above}{}", child.id);
+        if let TreeState::Parked { reason, since } = &child.state {
+            issues.push(Issue {
+                code: "actor-parked".into(),
+                severity: Severity::Warning,
+                subject: path.clone(),
+                message: format!("it was given up: {reason}"),
+                since: WallMillis((*since).min(wall.0)),
+            });
+        }
+        issues.extend(parked_actors(child, &format!("{path}/"), wall));
+    }
+    issues
+}
+
 pub(super) fn recommendations(issues: &[Issue]) -> Vec<String> {
     let by_code: BTreeMap<&str, &str> = BTreeMap::from([
         ("link-down", "see why (novafed link list): its address, its clock, or the ca.pem that node.toml names for it"),
         ("cluster-not-connected", "look at its host process and its log: novafed cluster show <id>"),
         ("jobs-parked", "read why and decide: novafed migration list --state parked"),
         ("vms-lost", "start them again from their disks: novafed vm start <VM>"),
+        ("actor-parked", "read its reason and the log, then start it anew: novafed tree restart <supervisor>/<actor>"),
         ("older-copy", "stop this node and put the latest state.redb back: its VMs may run elsewhere by now"),
         ("stopping", "read the log, mend the cause, start the node again; VMs go on meanwhile"),
     ]);

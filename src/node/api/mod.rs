@@ -29,6 +29,8 @@ use crate::types::*;
 pub struct RegionApi {
     pub(super) ctx: Arc<Context>,
     pub(super) root: Supervisor,
+    /// The supervisors below it, by their names in the tree.
+    pub(super) groups: BTreeMap<&'static str, Supervisor>,
     pub(super) metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub(super) started: Tick,
     pub(super) addresses: BTreeMap<RegionName, String>,
@@ -256,6 +258,9 @@ impl Region for RegionApi {
     }
     fn ready(&self) -> Answer<'_, ()> {
         Box::pin(self.ready_now())
+    }
+    fn restart_actor(&self, _: RequestContext, supervisor: String, actor: String) -> Answer<'_, TreeNode> {
+        Box::pin(self.restart_actor_now(supervisor, actor))
     }
     fn store(&self) -> Answer<'_, StoreStats> {
         Box::pin(async move { self.store_now() })

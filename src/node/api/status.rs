@@ -3,9 +3,10 @@
 
 use super::{RegionApi, issues, not_found};
 use crate::actors::records::CleanupKind;
-use crate::actors::{Tree, TreeState};
+use crate::actors::{SupervisorError, Tree, TreeState};
 use crate::actors::{outbox, tables};
 use crate::admin::*;
+use crate::decision::supervision::Refusal;
 use crate::protocol::link;
 use crate::store::Work;
 use crate::types::*;
@@ -58,6 +59,26 @@ impl RegionApi {
     pub(super) async fn tree_now(&self) -> Result<TreeNode, ApiError> {
         let now = self.ctx.clock.wall();
         Ok(shown_tree(self.root.tree(), now))
+    }
+
+    pub(super) async fn restart_actor_now(&self, supervisor: String, actor: String) -> Result<TreeNode, ApiError> {
+        let found = self.groups.get(supervisor.as_str()).ok_or_else(|| {
+            let known: Vec<&str> = self.groups.keys().copied().collect();
+            let text = format!("there is no supervisor '{supervisor}': there are {}", known.join(", "));
+            ApiError::new(ErrorCode::NotFound, text).hint("names stand in: novafed tree")
+        })?;
+        found.restart_child(actor.as_str()).await.map_err(|error| {
+            let code = match &error {
+                SupervisorError::Refused(Refusal::Unknown(_)) => ErrorCode::NotFound,
+                SupervisorError::Busy { .. } => ErrorCode::Busy,
+                _ => ErrorCode::Unavailable,
+            };
+            ApiError::new(code, format!("{supervisor}/{actor} can't be started anew: {}", chain(&error)))
+                .hint("names stand in: novafed tree")
+        })?;
+        self.ctx.events.note(self.ctx.clock.wall(), "actor.restarted", &actor, "started anew by request");
+        let tree = shown_tree(found.tree(), self.ctx.clock.wall());
+        tree.children.into_iter().find(|child| child.name == actor).ok_or_else(|| not_found("actor", actor))
     }
 
     pub(super) fn store_now(&self) -> Result<StoreStats, ApiError> {
