@@ -5,6 +5,7 @@ mod protocol_support;
 use bytes::Bytes;
 use novafed::protocol::{Kind, LinkError, MessageId, RefusalCode, Request, TraceId};
 use novafed::types::Millis;
+use novafed::types::limits::PEER_BULK_STREAMS_MAX;
 use novafed::types::limits::FRAME_BYTES_MAX;
 use protocol_support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -90,6 +91,33 @@ async fn bulk_streams_carry_bytes_both_ways_and_end_in_good_order() {
         };
         assert_eq!(refusal.code, code);
     }
+}
+
+#[tokio::test]
+async fn a_bulk_stream_beyond_the_limit_waits_and_was_surely_not_opened() {
+    let (eu, us) = (setup("eu", 1).start(), setup("us", 1).start());
+    introduce(("eu", &eu), ("us", &us));
+    let link = connected(&eu, "us").await;
+    let mut open = std::collections::VecDeque::new();
+    // Also when some were closed one by one there are always as many as are promised.
+    for opened in 0..3 * PEER_BULK_STREAMS_MAX {
+        let stream = link.open_bulk("echo".into(), DEADLINE).await;
+        open.push_back(stream.unwrap_or_else(|error| panic!("{opened}: {} are open: {error}", open.len())));
+        if open.len() == PEER_BULK_STREAMS_MAX as usize {
+            open.pop_front();
+        }
+    }
+    let error = loop {
+        match link.open_bulk("echo".into(), Millis(100)).await {
+            Ok(stream) => open.push_back(stream),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, LinkError::NotSent { .. }), "{error}");
+    assert!(open.len() < PEER_BULK_STREAMS_MAX as usize * 5 / 4, "{} are open", open.len());
+    let waiting = link.open_bulk("echo".into(), DEADLINE);
+    open.drain(..PEER_BULK_STREAMS_MAX as usize / 4);
+    waiting.await.unwrap();
 }
 
 #[tokio::test]

@@ -22,8 +22,10 @@ use crate::types::{Attempt, ClusterId, GuestPower, Millis, OperationId, limits};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The shortest: of a round that is about to end.
 const LOOK_SOON: Duration = Duration::from_millis(5);
-/// So many looks in a row at a cut channel, about a second, before the target is asked about it.
+/// So many looks in a row at a cut channel, about a second, before the target is asked about it; then after twice as many
+/// each time, up to the last: a channel may also wait for a free stream for long, and each question is journalled.
 const LOOKS_BEFORE_ASKING: u32 = 20;
+const LOOKS_BETWEEN_MAX: u32 = 200;
 /// First and last pause before asking again.
 const AGAIN_FIRST: Duration = Duration::from_millis(5);
 const AGAIN_LAST: Duration = Duration::from_millis(1_000);
@@ -273,7 +275,7 @@ async fn report(effect: &Effect) -> Option<TransferProgress> {
 
 /// Rounds of pre-copy: the host sends by itself through the pump; here it is watched.
 async fn copy(effect: &Effect) {
-    let mut cut_looks = 0_u32;
+    let (mut cut_looks, mut ask_after) = (0_u32, LOOKS_BEFORE_ASKING);
     let mut pause = LOOK_SOON;
     loop {
         tokio::time::sleep(std::mem::replace(&mut pause, LOOK_EVERY)).await;
@@ -288,14 +290,15 @@ async fn copy(effect: &Effect) {
         };
         if !progress.connected {
             cut_looks += 1;
-            if cut_looks.is_multiple_of(LOOKS_BEFORE_ASKING)
-                && let Some(event) = target_still_there(effect).await
-            {
-                return effect.tell(event);
+            if cut_looks >= ask_after {
+                (cut_looks, ask_after) = (0, (ask_after * 2).min(LOOKS_BETWEEN_MAX));
+                if let Some(event) = target_still_there(effect).await {
+                    return effect.tell(event);
+                }
             }
             continue;
         }
-        cut_looks = 0;
+        (cut_looks, ask_after) = (0, LOOKS_BEFORE_ASKING);
         pause = until_next_look(&progress);
         effect.tell(Event::Round(Round {
             rounds: progress.rounds,

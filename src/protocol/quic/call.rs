@@ -116,8 +116,15 @@ pub(super) async fn open_bulk(peer: &Peer, hello: Bytes, deadline: Millis) -> Re
     }
     let conn = peer.conn(Class::Bulk)?;
     let used = InUse::of(&conn);
+    let expired = tokio::time::sleep(deadline.duration());
+    tokio::pin!(expired);
+    let opened = tokio::select! {
+        biased;
+        opened = conn.quinn.open_bi() => opened.map_err(|_| peer.not_sent("the connection broke"))?,
+        () = &mut expired => return Err(peer.not_sent("as many streams as the peer allows stayed open")),
+    };
     let opening = async {
-        let (send, mut recv) = conn.quinn.open_bi().await.map_err(|_| peer.not_sent("the connection broke"))?;
+        let (send, mut recv) = opened;
         let mut send = Sending::new(send);
         let opening: Bytes = [&bulk_prefix(conn.version, &hello)[..], &hello[..]].concat().into();
         send.stream.write_chunk(opening).await.map_err(|_| peer.not_sent("the connection broke"))?;
@@ -132,8 +139,9 @@ pub(super) async fn open_bulk(peer: &Peer, hello: Bytes, deadline: Millis) -> Re
         let retry_after = Some(head.retry_after).filter(|after| after.0 > 0);
         Err(peer.refused(Refusal { code, reason, retry_after }))
     };
-    match timeout(deadline.duration(), opening).await {
-        Ok(opened) => opened.map(|(send, recv)| Box::new(QuicStream::new(send, recv, used)) as BulkStream),
-        Err(_) => Err(peer.unknown("no answer within the deadline")),
+    tokio::select! {
+        biased;
+        opened = opening => opened.map(|(send, recv)| Box::new(QuicStream::new(send, recv, used)) as BulkStream),
+        () = &mut expired => Err(peer.unknown("no answer within the deadline")),
     }
 }

@@ -19,14 +19,16 @@ use crate::protocol::envelope::{DecodeError, HEAD_FIXED_BYTES, Head, ReplyHead};
 use crate::protocol::link::{BULK_HELLO_BYTES_MAX, BulkOffer, BulkStream, Refusal, RefusalCode, Request};
 use crate::protocol::messages::Kind;
 use crate::types::Millis;
-use crate::types::limits::{FRAME_BYTES_MAX, FRAME_HEAD_BYTES_MAX, REQUEST_MS};
+use crate::types::limits::{API_DEADLINE_MS_MAX, FRAME_BYTES_MAX, FRAME_HEAD_BYTES_MAX, REQUEST_MS};
 
 /// Bytes of one peer's requests that are held at once, from their first byte to their answer.
 pub(super) const INBOUND_BYTES_MAX: usize = 4 * FRAME_BYTES_MAX;
 /// A peer that sends nothing for so long in the middle of a message is not waited for.
 const STALL_MS: Millis = REQUEST_MS;
-/// The longest deadline that a request may ask for.
-const REQUEST_MS_MAX: Millis = Millis(60_000);
+/// How long a whole message may take to arrive.
+const READ_MS_MAX: Millis = Millis(60_000);
+/// The longest deadline that a request may ask for: that of a forwarded API request.
+const REQUEST_MS_MAX: Millis = API_DEADLINE_MS_MAX;
 /// How long a node may think about an offered bulk stream.
 const OFFER_MS: Millis = Millis(10_000);
 /// Opens a bulk stream: magic, version, length of the hello.
@@ -118,7 +120,7 @@ pub(super) async fn request(shared: Arc<Shared>, peer: Arc<Peer>, used: InUse, s
     let _panics = CountPanic(&peer);
     let mut send = Sending::new(send);
     // The whole of a request must have come by the longest deadline, however steadily it drips.
-    let read = match timeout(REQUEST_MS_MAX.duration(), read_message(&mut recv, &peer)).await {
+    let read = match timeout(READ_MS_MAX.duration(), read_message(&mut recv, &peer)).await {
         Ok(read) => read,
         Err(_) => Err(Fault::Stalled),
     };

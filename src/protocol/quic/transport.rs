@@ -16,6 +16,10 @@ use crate::types::limits::{
 /// What one stream may have under way: a transfer holds no more than this at its receiver, and a round trip of 80 ms
 /// still carries 100 MB/s.
 const STREAM_WINDOW_BYTES: u32 = TRANSFER_BUFFER_BYTES_MAX as u32;
+/// Streams that QUIC allows on a bulk connection. A freed one is told to the peer only together with an eighth of all of
+/// them, and the hello has one: so many more, for [`PEER_BULK_STREAMS_MAX`] to be there at any time.
+const BULK_STREAMS_ALLOWED: u32 = PEER_BULK_STREAMS_MAX + PEER_BULK_STREAMS_MAX / 7 + 2;
+const _: () = assert!(BULK_STREAMS_ALLOWED - BULK_STREAMS_ALLOWED / 8 > PEER_BULK_STREAMS_MAX);
 /// What a peer that has not said hello may send.
 const HELLO_WINDOW_BYTES: u32 = 16 * 1024;
 /// What one peer may have unread here on its control connection: several frames of the largest size.
@@ -98,7 +102,7 @@ pub(super) fn grown(window: u32, received_bytes_s: u64, min_rtt: Duration) -> u3
 fn limits(class: Class) -> (u32, u32, u32) {
     match class {
         Class::Control => (PEER_STREAMS_MAX, CONTROL_WINDOW_BYTES, CONTROL_WINDOW_BYTES),
-        Class::Bulk => (PEER_BULK_STREAMS_MAX, BULK_WINDOW_BYTES_MIN, BULK_WINDOW_BYTES_MAX),
+        Class::Bulk => (BULK_STREAMS_ALLOWED, BULK_WINDOW_BYTES_MIN, BULK_WINDOW_BYTES_MAX),
     }
 }
 
