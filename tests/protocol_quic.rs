@@ -5,8 +5,8 @@ mod protocol_support;
 use bytes::Bytes;
 use novafed::protocol::{Kind, LinkError, MessageId, RefusalCode, Request, TraceId};
 use novafed::types::Millis;
-use novafed::types::limits::PEER_BULK_STREAMS_MAX;
 use novafed::types::limits::FRAME_BYTES_MAX;
+use novafed::types::limits::PEER_BULK_STREAMS_MAX;
 use protocol_support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -19,11 +19,13 @@ use crate::decision::ownership::{Decision, Proposed};
 use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, VmObservation};
 use crate::store::{StoreError, Work};
 use crate::types::{
-    ClusterId, ClusterState, ClusterView, Fence, HostName, Millis, OperationId, SwitchKey, Tick, VmId, VmRecord, limits,
+    ClusterId, ClusterView, Fence, HostName, Millis, OperationId, SwitchKey, Tick, VmId, VmRecord, limits,
 };
 
 /// How often the host is asked for its inventory.
 const LOOK_EVERY: Millis = Millis(500);
+/// A look that takes longer is a miss: three of them make a cluster disconnected.
+const LOOK_MS_MAX: Millis = Millis(2_000);
 /// A host that does not answer for so long is looked after: it may have died.
 const HOST_AWAY_MS: Millis = Millis(1_000);
 
@@ -144,7 +146,7 @@ impl Cluster {
         let operation = OperationId::of_request(self.ctx.next_request(), "inventory");
         tokio::spawn(async move {
             let asked = clock.now();
-            let result = match driver.call(operation, HostCall::Inventory, limits::REQUEST_MS).await {
+            let result = match driver.call(operation, HostCall::Inventory, LOOK_MS_MAX).await {
                 Ok(HostReply::Inventory(list)) => Ok(list),
                 Ok(other) => Err(HostError::Failed { why: format!("an answer of another kind: {other:?}") }),
                 Err(error) => Err(error),
@@ -354,7 +356,7 @@ impl Cluster {
             region: self.ctx.region.clone(),
             host: self.served_by.host.clone(),
             driver: self.served_by.kind.into(),
-            state: if age.is_none() { ClusterState::Unknown } else { self.health.state() },
+            state: self.health.state(),
             reason: self.health.reason().to_owned(),
             since_ms: self.ctx.clock.now().since(self.health.since()),
             capacity: balance.0.capacity,

@@ -6,7 +6,6 @@ use crate::actors::Ended;
 use crate::admin::ServeError;
 use crate::admin::telemetry::TelemetryError;
 use crate::config::ConfigError;
-use crate::drivers::embedded::launch::LaunchError;
 use crate::protocol::quic::QuicError;
 use crate::protocol::trust::TrustError;
 use crate::store::StoreError;
@@ -35,9 +34,6 @@ pub enum NodeError {
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] ServeError),
-    /// A host process.
-    #[error(transparent)]
-    Host(#[from] LaunchError),
     /// The operating system.
     #[error("starting the runtime: {0}")]
     Runtime(io::Error),
@@ -60,8 +56,7 @@ impl NodeError {
             NodeError::Refused { .. } | NodeError::Store(StoreError::OlderCopy { .. }) => 3,
             NodeError::Store(StoreError::InUse { .. })
             | NodeError::Admin(ServeError::InUse { .. })
-            | NodeError::Quic(_)
-            | NodeError::Host(_) => 5,
+            | NodeError::Quic(_) => 5,
             NodeError::Telemetry(_)
             | NodeError::Store(_)
             | NodeError::Trust(_)
@@ -84,7 +79,6 @@ impl NodeError {
                     .into()
             }
             NodeError::Quic(_) => "choose another [listen] address, or stop what uses it".into(),
-            NodeError::Host(_) => "read the host's log in the region's directory under hosts/".into(),
             NodeError::Trust(_) | NodeError::File { .. } => {
                 "the files of 'novafed init' must be there and belong to this user, keys with mode 0600".into()
             }

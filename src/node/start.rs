@@ -198,10 +198,7 @@ async fn start_clusters(
             name: name.clone(),
             allow_faults: config.chaos.allow,
         };
-        let keeper = HostKeeper::new(launch);
-        let running = keeper.ensure().await?;
-        tracing::info!(host = %name, pid = running.process.pid, adopted = running.adopted, "the host answers");
-        keepers.insert(name, (keeper, directory));
+        keepers.insert(name, (HostKeeper::new(launch), directory));
     }
     for cluster in &config.clusters {
         let Some((keeper, directory)) = keepers.get(&cluster.host()) else { continue };
@@ -216,6 +213,7 @@ async fn start_clusters(
         };
         let handle: Handle<ClusterMessage> = Handle::new(ctx.clock, Admission::default());
         ctx.add_cluster(cluster.id.clone(), LocalCluster { driver: driver.clone(), actor: handle.clone() });
+        keeper.serves(handle.clone());
         let (ctx, keeper, me) = (ctx.clone(), keeper.clone(), handle.clone());
         let (id, host, kind) = (cluster.id.clone(), cluster.host(), cluster.driver.name());
         let spec = ChildSpec::actor(format!("cluster-{id}"), &handle, move |_| {
@@ -225,6 +223,9 @@ async fn start_clusters(
             std::future::ready(Ok(Cluster::new(ctx.clone(), me.clone(), id.clone(), served_by)))
         });
         supervisor.add_child(spec).await.map_err(|error| NodeError::Actors(error.to_string()))?;
+    }
+    for (keeper, _) in keepers.values() {
+        keeper.look_after();
     }
     Ok(())
 }

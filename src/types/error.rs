@@ -129,20 +129,22 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::ParseIntError;
+
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
-    enum Doing {
-        #[error("listening")]
-        Quiet(#[source] std::io::Error),
-        #[error("listening: {0}")]
-        Quoting(#[source] std::io::Error),
+    enum Reading {
+        #[error("reading")]
+        Quiet(#[source] ParseIntError),
+        #[error("reading: {0}")]
+        Quoting(#[source] ParseIntError),
     }
 
     #[test]
     fn each_cause_is_said_once() {
-        let cause = || std::io::Error::other("the port is taken");
-        assert_eq!(chain(&Doing::Quiet(cause())), "listening: the port is taken");
-        assert_eq!(chain(&Doing::Quoting(cause())), "listening: the port is taken");
+        let cause = || "x".parse::<u8>().expect_err("it is no number");
+        assert_eq!(chain(&Reading::Quiet(cause())), "reading: invalid digit found in string");
+        assert_eq!(chain(&Reading::Quoting(cause())), "reading: invalid digit found in string");
     }
 }

@@ -108,6 +108,8 @@ pub struct Unschedulable {
     pub reasoning: String,
     /// Each cluster and what it does not meet.
     pub rejected: Vec<Alternative>,
+    /// A cluster that does not answer now would take it.
+    pub for_now: bool,
 }
 
 /// The answer.
@@ -142,8 +144,10 @@ pub fn place(request: &Request<'_>, views: &[ClusterView]) -> Placement {
     fitting.sort_by(|(a, _), (b, _)| a.cmp(b));
     rejected.sort_by(|a, b| a.cluster.cmp(&b.cluster));
     let Some(((best, view), others)) = fitting.split_first() else {
+        let silent = |why: &Rejection| matches!(why, Rejection::State { .. } | Rejection::Stale { .. });
         return Placement::Unschedulable(Unschedulable {
             reasoning: explain::nowhere(request, need, &rejected),
+            for_now: rejected.iter().any(|cluster| cluster.rejected_by.iter().all(silent)),
             rejected,
         });
     };

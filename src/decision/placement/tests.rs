@@ -82,16 +82,17 @@ fn each_hard_constraint_rejects_with_its_figures() {
     let unknown = ClusterView { state: ClusterState::Unknown, ..view("eu/a", 10, 0) };
     let old = ClusterView { stale: true, age_ms: Some(Millis(90_000)), ..view("eu/a", 10, 0) };
     let table = [
-        (full, None, None, "short of 1 CPU, 1 B memory, 1 B disk; free is 4 CPU, 4 B memory, 4 B disk"),
-        (gone, None, None, "it is disconnected: no answer"),
-        (unknown, None, None, "it is unknown: it answers"),
-        (old, None, None, "what is known of it is 90000 ms old"),
-        (view("eu/a", 10, 0), Some("us"), None, "region us was asked for"),
-        (view("eu/a", 10, 0), None, Some("b"), "cluster b was asked for"),
+        (full, None, None, "short of 1 CPU, 1 B memory, 1 B disk; free is 4 CPU, 4 B memory, 4 B disk", false),
+        (gone, None, None, "it is disconnected: no answer", true),
+        (unknown, None, None, "it is unknown: it answers", true),
+        (old, None, None, "what is known of it is 90000 ms old", true),
+        (view("eu/a", 10, 0), Some("us"), None, "region us was asked for", false),
+        (view("eu/a", 10, 0), None, Some("b"), "cluster b was asked for", false),
     ];
-    for (view, region, cluster, why) in table {
+    for (view, region, cluster, why, for_now) in table {
         let Placement::Unschedulable(u) = ask(&vm, region, cluster, &[view]) else { panic!("{why}") };
         assert_eq!(u.rejected[0].reasons, [why]);
+        assert_eq!(u.for_now, for_now, "{why}");
         assert!(!u.reasoning.is_empty());
     }
 }

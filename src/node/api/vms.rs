@@ -51,15 +51,17 @@ impl RegionApi {
             Placement::Unschedulable(verdict) => {
                 let rejected: Vec<_> = verdict.rejected.into_iter().map(shown_alternative).collect();
                 let details = serde_json::json!({ "rejected": rejected });
-                Err(ApiError::new(
-                    ErrorCode::Unschedulable,
-                    format!(
-                        "VM {} fits into no cluster of {}: {}",
-                        request.spec.name, self.ctx.region, verdict.reasoning
-                    ),
-                )
-                .details(details)
-                .hint("make room, ask for less, or name another region with placement.region"))
+                let (name, region, why) = (&request.spec.name, &self.ctx.region, &verdict.reasoning);
+                let error = if verdict.for_now {
+                    let text = format!("VM {name} can't be placed in {region} now: {why}");
+                    ApiError::new(ErrorCode::Unavailable, text)
+                        .hint("try again when the cluster answers: novafed cluster list")
+                } else {
+                    let text = format!("VM {name} fits into no cluster of {region}: {why}");
+                    ApiError::new(ErrorCode::Unschedulable, text)
+                        .hint("make room, ask for less, or name another region with placement.region")
+                };
+                Err(error.details(details))
             }
         }
     }

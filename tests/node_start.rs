@@ -1,0 +1,69 @@
+//! What a node does when not all that it needs is there: it goes on with the rest and says what is missing.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use novafed::admin::FederationStatus;
+use novafed::chaos::federation::{Federation, RegionPlan, Setup};
+use novafed::chaos::process::{Run, wait_for};
+use novafed::types::*;
+
+fn spec(name: &str) -> VmSpec {
+    VmSpec {
+        name: name.parse().unwrap(),
+        namespace: "default".parse().unwrap(),
+        cpu: 1,
+        memory_bytes: 4 * MIB,
+        disk_bytes: 2 * MIB,
+        labels: BTreeMap::new(),
+        program: GuestProgram { resident_bytes: MIB, disk_resident_bytes: MIB, ..GuestProgram::default() },
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_cannot_start_keeps_nobody_else_from_working() {
+    let run = Run::create().await.unwrap();
+    let eu: RegionName = "eu".parse().unwrap();
+    let capacity = Resources { cpu: 10, memory_bytes: GIB, disk_bytes: GIB };
+    let clusters = ["eu-a", "eu-b"].map(|id| (id.parse().unwrap(), capacity)).into();
+    let setup = Setup {
+        federation: "starts".parse().unwrap(),
+        regions: vec![RegionPlan { name: eu.clone(), clusters, extra: String::new() }],
+        distances: BTreeMap::new(),
+        seed: 1,
+    };
+    let mut fed = Federation::start(run.dir(), &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
+    fed.ready(&eu).await.unwrap();
+    assert!(fed.stop_node(&eu).await.unwrap().success());
+    let broken: Place = "eu/eu-b".parse().unwrap();
+    fed.kill_host(&broken).await.unwrap();
+    let directory = fed.host_dir(&broken).unwrap();
+    let aside = directory.with_extension("aside");
+    std::fs::rename(&directory, &aside).unwrap();
+    std::fs::write(&directory, "not a directory").unwrap();
+
+    fed.start_node(&eu).await.unwrap();
+    fed.ready(&eu).await.unwrap();
+    let vm = fed.create(&eu, &spec("one")).await.unwrap().vm.unwrap().record;
+    assert_eq!(vm.cluster.as_str(), "eu-a");
+    fed.powered(&eu, vm.id, "running").await.unwrap();
+    let status: FederationStatus = fed.get(&eu, "/v2/federation/status").await.unwrap();
+    let issue = status.issues.iter().find(|issue| issue.subject == "eu/eu-b").expect("an issue of the cluster");
+    assert_eq!(issue.code, "cluster-not-connected");
+    let pinned = serde_json::json!({ "placement": { "cluster": "eu-b" } });
+    let mut body = serde_json::to_value(spec("two")).unwrap();
+    body["placement"] = pinned["placement"].clone();
+    let refused = fed.post::<serde_json::Value>(&eu, "/v2/vms", &body).await.unwrap_err().to_string();
+    assert!(refused.contains("can't be placed in eu now") && refused.contains("disconnected"), "{refused}");
+
+    // Mended, it is found without a restart of the node.
+    std::fs::remove_file(&directory).unwrap();
+    std::fs::rename(&aside, &directory).unwrap();
+    let look = async || {
+        let status: FederationStatus = fed.get(&eu, "/v2/federation/status").await.map_err(|e| e.to_string())?;
+        if status.issues.is_empty() { Ok(()) } else { Err(format!("{:?}", status.issues)) }
+    };
+    wait_for("the cluster is back", Millis(30_000), look).await.unwrap();
+    drop(fed);
+    run.close().await.unwrap();
+}
