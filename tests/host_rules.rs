@@ -120,7 +120,8 @@ fn check_step(before: &Rules, event: &Event) -> Option<Rules> {
             let may = matches!(
                 (before.power, *event),
                 (Power::Stopped | Power::Lost, Event::Start { .. })
-                    | (Power::Receiving { stage: Stage::Sealed | Stage::DiskOnly, .. }, Event::Activate { .. })
+                    | (Power::Receiving { stage: Stage::Sealed, .. }, Event::Activate { .. })
+                    | (Power::Receiving { stage: Stage::DiskOnly, .. }, Event::Start { .. })
                     | (Power::Paused { .. }, Event::Watchdog { .. } | Event::CancelPause { .. })
                     | (Power::Paused { .. } | Power::Held { .. }, Event::ReleaseHold { .. })
             );

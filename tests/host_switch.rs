@@ -93,7 +93,7 @@ async fn a_seal_that_comes_before_the_end_of_the_last_round_waits_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_decision_for_a_target_whose_host_died_is_carried_out_from_its_disk() {
+async fn a_target_whose_host_died_after_the_decision_boots_from_its_disk_by_its_owners_word_alone() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (local(&dir.path().join("a"), "a").await, local(&dir.path().join("b"), "b").await);
     let (vm, key, spec) = (vm(1), key(vm(1), 1), spec(busy()));
@@ -107,7 +107,12 @@ async fn a_decision_for_a_target_whose_host_died_is_carried_out_from_its_disk() 
     assert_eq!(get(&b, vm).await.unwrap().receiving, Some((key, false)));
     assert!(refused(try_call(&b, HostCall::SealReceive { key }).await));
     call(&a, HostCall::Retire { key, fence: fence(2) }).await;
-    call(&b, HostCall::Activate { key, fence: fence(2) }).await;
+    assert!(refused(try_call(&b, HostCall::Activate { key, fence: fence(2) }).await));
+    assert!(matches!(
+        try_call(&b, HostCall::Start { vm, fence: Fence::FIRST }).await,
+        Err(HostError::Refused { .. } | HostError::Fenced { .. })
+    ));
+    call(&b, HostCall::Start { vm, fence: fence(2) }).await;
     call(&b, HostCall::Activate { key, fence: fence(2) }).await;
     ticked(&b, vm, 5).await;
     let mut consoles = Consoles::default();

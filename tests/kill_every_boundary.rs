@@ -130,19 +130,8 @@ impl Bench {
     /// Moves a new VM while `point` is armed on its side; restarts the dead node after `pause`.
     async fn die_at(&mut self, point: KillPoint, pause: Duration) -> Outcome {
         let (vm, spec) = self.create().await;
-        let victim = match point.side {
-            Side::Source => self.eu.clone(),
-            Side::Target => self.us.clone(),
-        };
-        self.fed.stop_node(&victim).await.unwrap();
-        let word = self.fed.region_dir(&victim).unwrap().join("run/killed");
-        let _ = std::fs::remove_file(word);
-        self.restart(&victim, Some(point)).await;
-        let plan = self.plan(vm).await;
-        let key = format!("move-{}", self.number);
-        let first = self.start_move(plan, &key).await;
-        let ended = self.fed.node(&victim).unwrap().wait(END_MS_MAX).await.unwrap();
-        let died = ended.signal() == Some(9) && self.killed(&victim).lines().any(|line| line == point.to_string());
+        let victim = self.side(point.side);
+        let (plan, key, first, died) = self.killed_at(vm, point).await;
         // Not a wait for something to have happened by then: the moment of the restart is what is being tried.
         tokio::time::sleep(pause).await;
         self.restart(&victim, None).await;
@@ -152,6 +141,33 @@ impl Bench {
         };
         let status = self.end_of(job).await;
         Outcome { vm, job, spec, died, status }
+    }
+
+    fn side(&self, side: Side) -> RegionName {
+        match side {
+            Side::Source => self.eu.clone(),
+            Side::Target => self.us.clone(),
+        }
+    }
+
+    /// Moves `vm` while `point` is armed, and leaves the node of that side dead: the plan, the key that the move was
+    /// started with, the answer, and whether the node died where it was told to.
+    async fn killed_at(
+        &mut self,
+        vm: VmId,
+        point: KillPoint,
+    ) -> (PlanId, String, Result<MigrationStatus, ClientError>, bool) {
+        let victim = self.side(point.side);
+        self.fed.stop_node(&victim).await.unwrap();
+        let word = self.fed.region_dir(&victim).unwrap().join("run/killed");
+        let _ = std::fs::remove_file(word);
+        self.restart(&victim, Some(point)).await;
+        let plan = self.plan(vm).await;
+        let key = format!("move-{}", self.number);
+        let first = self.start_move(plan, &key).await;
+        let ended = self.fed.node(&victim).unwrap().wait(END_MS_MAX).await.unwrap();
+        let died = ended.signal() == Some(9) && self.killed(&victim).lines().any(|line| line == point.to_string());
+        (plan, key, first, died)
     }
 
     async fn end_of(&self, job: JobId) -> MigrationStatus {
@@ -289,6 +305,49 @@ async fn a_host_that_dies_in_the_middle_of_a_copy_has_an_honest_end() {
     assert_eq!(status.state, JobState::Completed, "{:?}", status.reason);
     let outcome = Outcome { vm, job, spec, died: true, status };
     assert_eq!(bench.judge(&outcome, &place("us/us-a")).await, Vec::<String>::new());
+    drop(bench);
+    run.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_memory_that_is_lost_after_the_decision_waits_for_a_persons_word() {
+    let run = Run::create().await.unwrap();
+    let mut bench = Bench::start(run.dir()).await;
+    let (us, there) = (bench.us.clone(), place("us/us-a"));
+    let point = "switch:target:before-write".parse().unwrap();
+    for started_by_hand in [false, true] {
+        let (vm, spec) = bench.create().await;
+        let (_, _, first, died) = bench.killed_at(vm, point).await;
+        assert!(died, "the node died at {point}");
+        let job = first.unwrap().id;
+        // What was sealed is on the disk; the guest's memory was in the host's.
+        bench.fed.kill_host(&there).await.unwrap();
+        bench.restart(&us, None).await;
+        let parked =
+            bench.fed.until(&bench.eu, job, "to park", |status| status.state == JobState::Parked).await.unwrap();
+        assert_eq!(parked.commands, ["retry", "probe", "abandon"], "{:?}", parked.reason);
+        wait_for("the cluster to say what is the matter", END_MS_MAX, async || {
+            let seen: VmView = bench.fed.get(&us, &format!("/v2/vms/{vm}")).await.map_err(|e| e.to_string())?;
+            assert_ne!(seen.power.word(), "running", "nobody said that it may forget what it did");
+            match seen.trouble {
+                Some(why) if why.contains("from its disk") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await
+        .unwrap();
+        if started_by_hand {
+            let _: VmView = bench.fed.post(&us, &format!("/v2/vms/{vm}/start"), &()).await.unwrap();
+            bench.fed.powered(&us, vm, "running").await.unwrap();
+        }
+        let _: MigrationStatus =
+            bench.fed.post(&bench.eu, &format!("/v2/migrations/{job}/retry"), &serde_json::json!({})).await.unwrap();
+        let status = bench.end_of(job).await;
+        assert_eq!(status.state, JobState::Completed, "{:?}", status.reason);
+        bench.fed.powered(&us, vm, "running").await.unwrap();
+        let outcome = Outcome { vm, job, spec, died, status };
+        assert_eq!(bench.judge(&outcome, &there).await, Vec::<String>::new());
+    }
     drop(bench);
     run.close().await.unwrap();
 }

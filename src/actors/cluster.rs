@@ -13,7 +13,7 @@ use super::mailbox::{Class, Handle};
 use super::records::{Cleanup, CleanupKind};
 use super::serve::{Ctx, HandlerError, Serve};
 use super::tables;
-use crate::decision::converge::{self, HostAttempt, Repair, Seen};
+use crate::decision::converge::{self, Repair};
 use crate::decision::membership::{Health, Probe, Thresholds};
 use crate::decision::ownership::{Decision, Proposed};
 use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, VmObservation};
@@ -43,8 +43,8 @@ pub enum ClusterMessage {
     View(Reply<ClusterView>),
     /// What was last seen of a VM, how long ago, and what stands in its way.
     Vm(VmId, Reply<SeenVm>),
-    /// What was last seen of all VMs.
-    Vms(Reply<Vec<(VmObservation, Millis)>>),
+    /// The same of all VMs that were seen.
+    Vms(Reply<Vec<(VmId, SeenVm)>>),
 }
 
 /// What a cluster knows of a VM.
@@ -117,17 +117,16 @@ impl Cluster {
                 reply.send(self.view());
             }
             ClusterMessage::Vm(vm, reply) => {
-                reply.send(SeenVm {
-                    seen: self.seen.get(&vm).cloned(),
-                    age: self.age(),
-                    trouble: self.trouble.get(&vm).cloned(),
-                });
+                reply.send(self.seen_vm(vm));
             }
             ClusterMessage::Vms(reply) => {
-                let age = self.age().unwrap_or_default();
-                reply.send(self.seen.values().map(|seen| (seen.clone(), age)).collect());
+                reply.send(self.seen.keys().map(|vm| (*vm, self.seen_vm(*vm))).collect());
             }
         }
+    }
+
+    fn seen_vm(&self, vm: VmId) -> SeenVm {
+        SeenVm { seen: self.seen.get(&vm).cloned(), age: self.age(), trouble: self.trouble.get(&vm).cloned() }
     }
 
     fn age(&self) -> Option<Millis> {
@@ -211,7 +210,7 @@ impl Cluster {
                 None => receiving.contains(&vm),
             };
             let decisions = tables::decisions(&self.ctx.store, vm)?;
-            let seen = self.seen.get(&vm).map(seen_of);
+            let seen = self.seen.get(&vm).map(VmObservation::sight);
             let mine = record.filter(|record| record.cluster == self.id);
             let retiring: Vec<&Cleanup> =
                 owed.iter().filter(|owed| owed.kind == CleanupKind::Purge && owed.vm == vm).collect();
@@ -230,7 +229,6 @@ impl Cluster {
     }
 
     fn repair(&mut self, vm: VmId, repair: Repair, record: Option<VmRecord>, retiring: &[&Cleanup]) {
-        let key = |attempt: HostAttempt| SwitchKey { vm, job: attempt.job, attempt: attempt.attempt };
         let fence = record.as_ref().map(|record| record.fence);
         let call = match (repair, record) {
             (Repair::Nothing, _) => {
@@ -255,8 +253,8 @@ impl Cluster {
                 };
                 HostCall::Retire { key: SwitchKey { vm, job, attempt }, fence }
             }
-            (Repair::AbortAndResume(attempt), _) => return self.abort_and_resume(vm, attempt),
-            (Repair::ReleaseHold(attempt), _) => HostCall::ReleaseHold { key: key(attempt) },
+            (Repair::AbortAndResume(key), _) => return self.abort_and_resume(key),
+            (Repair::ReleaseHold(key), _) => HostCall::ReleaseHold { key },
         };
         tracing::info!(cluster = %self.id, %vm, ?repair, fence = fence.map(|f| f.to_string()), "repair");
         self.repairing.insert(vm);
@@ -270,7 +268,8 @@ impl Cluster {
     }
 
     /// Law 6.3 e: an attempt given up before its hold is recorded as `Abort` too, and only then is the guest resumed.
-    fn abort_and_resume(&mut self, vm: VmId, attempt: HostAttempt) {
+    fn abort_and_resume(&mut self, key: SwitchKey) {
+        let vm = key.vm;
         self.repairing.insert(vm);
         let (me, driver, ctx) = (self.me.clone(), self.served_by.driver.clone(), self.ctx.clone());
         let here = self.ctx.here(&self.id);
@@ -280,7 +279,7 @@ impl Cluster {
                 .transact(Work::Finish, move |txn| {
                     let known = tables::decisions_in(txn, vm)?;
                     let fence = crate::types::Fence::default();
-                    if let Proposed::Recorded(record) = known.propose(attempt.attempt, Decision::Abort, &here, fence) {
+                    if let Proposed::Recorded(record) = known.propose(key.attempt, Decision::Abort, &here, fence) {
                         tables::put_decisions(txn, vm, &record)?;
                     }
                     Ok::<_, StoreError>(())
@@ -288,7 +287,6 @@ impl Cluster {
                 .await;
             let result = match recorded {
                 Ok(()) => {
-                    let key = SwitchKey { vm, job: attempt.job, attempt: attempt.attempt };
                     let operation = OperationId::of_request(ctx.next_request(), "repair");
                     let called = driver.call(operation, HostCall::CancelPause { key }, limits::REQUEST_MS).await;
                     called.map(|_| ()).map_err(|error| error.to_string())
@@ -318,13 +316,14 @@ impl Cluster {
     fn clean_up(&mut self, owed: Vec<Cleanup>) -> Result<(), StoreError> {
         let now = self.ctx.clock.wall();
         for owed in owed {
-            if owed.due > now || self.repairing.contains(&owed.vm) {
+            let sight = self.seen.get(&owed.vm).map(VmObservation::sight);
+            let of_transfer = owed.kind == CleanupKind::Purge;
+            if self.repairing.contains(&owed.vm)
+                || !converge::may_clean_up(of_transfer, owed.fence, owed.due, now, sight.as_ref())
+            {
                 continue;
             }
-            // A copy that is not destroyed yet is: convergence retires it first.
-            let destroyed = self.seen.get(&owed.vm).is_none_or(|seen| seen.fence >= owed.fence);
             let call = match owed.kind {
-                CleanupKind::Purge if !destroyed => continue,
                 CleanupKind::Purge => HostCall::Purge { vm: owed.vm, fence: owed.fence },
                 CleanupKind::Delete => HostCall::Delete { vm: owed.vm, fence: owed.fence },
             };
@@ -382,15 +381,5 @@ impl Serve for Cluster {
     async fn handle(&mut self, message: ClusterMessage, _: &mut Ctx<ClusterMessage>) -> Result<(), HandlerError> {
         self.take(message);
         Ok(())
-    }
-}
-
-fn seen_of(seen: &VmObservation) -> Seen {
-    let attempt = |key: SwitchKey| HostAttempt { job: key.job, attempt: key.attempt };
-    Seen {
-        power: seen.power,
-        fence: seen.fence,
-        hold: seen.hold.map(attempt),
-        paused_for: seen.paused_for.map(attempt),
     }
 }

@@ -12,11 +12,12 @@ use super::context::Context;
 use super::mailbox::{Class, Handle};
 use super::source_job::{SourceJob, SourceMessage};
 use super::target_client::{self, Asked};
+use crate::decision::migration::TargetRequest;
+use crate::decision::migration::outcomes::{self, Said};
 use crate::decision::migration::source::{Command, Event, HostView, Input, Round};
 use crate::decision::migration::steps::Step;
-use crate::decision::migration::{TargetAnswer, TargetRequest};
 use crate::drivers::{End, HostCall, HostError, HostReply, Hypervisor, SwitchKey, TransferProgress, VmObservation};
-use crate::types::{Attempt, ClusterId, GuestPower, Millis, OperationId, limits};
+use crate::types::{Attempt, ClusterId, Millis, OperationId, limits};
 
 /// Longest pause between two looks at a transfer.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -131,38 +132,47 @@ async fn again(pause: &mut Duration) {
     *pause = (*pause * 2).min(AGAIN_LAST);
 }
 
-/// One call to the source's host and what its answer means.
+/// One call to the source's host, and a look at it where its answer needs one.
 async fn host(effect: &Effect, call: HostCall, done: Event) {
-    let event = match effect.call(call, limits::REQUEST_MS).await {
-        Ok(_) => done,
-        Err(HostError::Unknown { .. }) => Event::Unknown,
-        Err(HostError::Failed { why }) => {
-            // Hypervisors say "failed" and have done it: look, then try again, but not as fast as it fails.
-            tracing::warn!(job = %effect.key.job, step = effect.step.name(), why, "the host failed");
-            tokio::time::sleep(FAILED_PAUSE).await;
-            Event::Unknown
-        }
-        Err(error @ (HostError::NotFound { .. } | HostError::NoRoom { .. })) => {
-            Event::SourceLost { why: error.to_string() }
-        }
-        Err(error @ (HostError::Refused { .. } | HostError::Fenced { .. } | HostError::Unsupported { .. })) => {
-            refused(effect, error.to_string()).await
-        }
+    let said = match effect.call(call, limits::REQUEST_MS).await {
         // Another life of this region's store is in charge: this one must not act at all.
         Err(HostError::StaleIncarnation { known, .. }) => return effect.ctx.stop_as_older_copy(&effect.from, known),
+        Err(HostError::Failed { why }) => {
+            tracing::warn!(job = %effect.key.job, step = effect.step.name(), why, "the host failed");
+            // It is looked at, then tried again, but not as fast as it fails.
+            tokio::time::sleep(FAILED_PAUSE).await;
+            Said::Unclear
+        }
+        other => said(other).1,
+    };
+    let event = match (outcomes::of_source_host(&said, &done), said) {
+        (Some(event), _) => event,
+        (None, Said::Refused { why }) => match effect.look().await {
+            Ok(seen) => {
+                let sight = seen.as_ref().map(VmObservation::sight);
+                outcomes::of_refusal(sight.as_ref(), effect.key, effect.step, why)
+            }
+            Err(_) => Event::SourceRefused { why },
+        },
+        // Only a refusal is not an event by itself.
+        (None, _) => Event::Unknown,
     };
     effect.tell(event);
 }
 
-/// A refusal by a host that died and lost the guest says nothing of why: look.
-async fn refused(effect: &Effect, why: String) -> Event {
-    match effect.look().await {
-        Ok(Some(seen)) if seen.power == GuestPower::Lost && seen.hold != Some(effect.key) => {
-            Event::SourceLost { why: "its host restarted and the guest's memory is gone".into() }
-        }
-        // A hold that was on its way came first: only the decision frees the guest now.
-        Ok(Some(seen)) if seen.hold == Some(effect.key) && effect.step == Step::Resume => Event::Held,
-        Ok(_) | Err(_) => Event::SourceRefused { why },
+/// How a call ended, and what came with it.
+pub(super) fn said(result: Result<HostReply, HostError>) -> (Option<HostReply>, Said) {
+    match result {
+        Ok(reply) => (Some(reply), Said::Done),
+        Err(HostError::Unknown { .. } | HostError::Failed { .. }) => (None, Said::Unclear),
+        Err(error @ HostError::NotFound { .. }) => (None, Said::NotFound { why: error.to_string() }),
+        Err(
+            error @ (HostError::Refused { .. }
+            | HostError::Fenced { .. }
+            | HostError::NoRoom { .. }
+            | HostError::Unsupported { .. }
+            | HostError::StaleIncarnation { .. }),
+        ) => (None, Said::Refused { why: error.to_string() }),
     }
 }
 
@@ -182,21 +192,7 @@ async fn observe(effect: &Effect) {
 }
 
 fn view(seen: Option<&VmObservation>, key: SwitchKey) -> HostView {
-    let Some(seen) = seen else {
-        return HostView { alive: false, paused: false, held: false, spent: true, gone: true };
-    };
-    let held = seen.hold.is_some_and(|hold| hold == key);
-    let paused = seen.paused_for.is_some_and(|paused| paused == key);
-    HostView {
-        alive: matches!(seen.power, GuestPower::Running | GuestPower::Paused),
-        paused,
-        held,
-        // A host that knows a later attempt refuses this one, whatever became of it.
-        spent: !held
-            && !paused
-            && (seen.attempt > key.attempt || seen.spent.is_some_and(|spent| spent.attempt >= key.attempt)),
-        gone: seen.power == GuestPower::Retired,
-    }
+    outcomes::view(seen.map(VmObservation::sight).as_ref(), key)
 }
 
 /// Asks the target until it answers.
@@ -205,23 +201,12 @@ async fn ask(effect: &Effect, request: TargetRequest) {
     loop {
         let answer = target_client::ask(&effect.ctx, &effect.asked, &request).await;
         let event = match answer {
-            Ok(Some(answer)) => match answer {
-                TargetAnswer::Reserved => Event::Reserved,
-                TargetAnswer::Prepared => Event::Prepared,
-                TargetAnswer::Sealed { .. } => Event::Sealed,
-                TargetAnswer::Started => Event::Started,
-                TargetAnswer::Verified { .. } => Event::Verified,
-                TargetAnswer::Refused { why } => Event::TargetRefused { why },
-                TargetAnswer::Lost { why } => Event::TargetLost { why },
-                TargetAnswer::Superseded { by } => {
-                    Event::TargetLost { why: format!("the target is at attempt {by} already") }
-                }
-                TargetAnswer::NotComplete => {
+            Ok(Some(answer)) => match outcomes::of_target(answer) {
+                Some(event) => event,
+                None => {
                     tokio::time::sleep(AGAIN_FIRST).await;
                     continue;
                 }
-                // Nobody here asks for it: discards go through the outbox.
-                TargetAnswer::Discarded => Event::TargetLost { why: "the target gave the room back".into() },
             },
             // Under way there.
             Ok(None) => {
@@ -245,12 +230,8 @@ async fn finish_copy(effect: &Effect) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let Ok(seen) = effect.look().await else { continue };
-            let view = view(seen.as_ref(), effect.key);
-            if view.spent {
-                return Event::SourceRefused { why: "the watchdog fired before the target had everything".into() };
-            }
-            if !view.alive {
-                return Event::SourceLost { why: "its host restarted and the guest's memory is gone".into() };
+            if let Some(event) = outcomes::while_sealing(view(seen.as_ref(), effect.key)) {
+                return event;
             }
             report(effect).await;
         }
@@ -280,13 +261,12 @@ async fn copy(effect: &Effect) {
     loop {
         tokio::time::sleep(std::mem::replace(&mut pause, LOOK_EVERY)).await;
         let Some(progress) = report(effect).await else {
-            match effect.look().await {
-                Ok(seen) if !view(seen.as_ref(), effect.key).alive => {
-                    let why = "its host restarted and the guest's memory is gone".into();
-                    return effect.tell(Event::SourceLost { why });
-                }
-                Ok(_) | Err(_) => continue,
+            if let Ok(seen) = effect.look().await
+                && let Some(event) = outcomes::while_copying(view(seen.as_ref(), effect.key))
+            {
+                return effect.tell(event);
             }
+            continue;
         };
         if !progress.connected {
             cut_looks += 1;
@@ -321,9 +301,8 @@ fn until_next_look(progress: &TransferProgress) -> Duration {
 /// it can't; the next connection then shows what is left there.
 async fn target_still_there(effect: &Effect) -> Option<Event> {
     match target_client::ask(&effect.ctx, &effect.asked, &TargetRequest::Prepare).await {
-        Ok(Some(TargetAnswer::Lost { why })) => Some(Event::TargetLost { why }),
-        Ok(Some(TargetAnswer::Refused { why })) => Some(Event::TargetRefused { why }),
-        Ok(_) | Err(_) => None,
+        Ok(Some(answer)) => outcomes::of_target_while_cut(answer),
+        Ok(None) | Err(_) => None,
     }
 }
 

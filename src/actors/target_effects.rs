@@ -9,7 +9,9 @@ use tokio::task::AbortHandle;
 
 use super::context::Context;
 use super::mailbox::{Class, Handle};
+use super::source_effects::said;
 use super::target_job::{TargetJob, TargetMessage};
+use crate::decision::migration::outcomes::{self, Cold};
 use crate::decision::migration::target::{Command, Event, Input, Target};
 use crate::decision::ownership::DecisionAnswer;
 use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, SwitchKey, VmObservation};
@@ -17,7 +19,7 @@ use crate::protocol::TraceId;
 use crate::protocol::bodies::{MigrationMessage, MigrationReply};
 use crate::protocol::link::Request;
 use crate::protocol::messages::Kind;
-use crate::types::{Attempt, GuestPower, Millis, OperationId, limits};
+use crate::types::{Attempt, Millis, OperationId, limits};
 
 const AGAIN_FIRST: Duration = Duration::from_millis(5);
 const AGAIN_LAST: Duration = Duration::from_millis(1_000);
@@ -122,26 +124,21 @@ impl Effect {
 
     /// Calls until the host says yes or no; "unknown" and "failed" are settled by the repeat, which the host answers
     /// from what it has recorded for (job, attempt, step).
-    async fn settle(&self, call: HostCall) -> Result<HostReply, Event> {
+    async fn settle(&self, call: HostCall, done: Event) -> (Option<HostReply>, Event) {
         let mut pause = AGAIN_FIRST;
         loop {
-            match self.call(call.clone(), limits::REQUEST_MS).await {
-                Ok(reply) => return Ok(reply),
-                Err(HostError::Unknown { why } | HostError::Failed { why }) => {
-                    tracing::debug!(job = %self.key.job, why, "the target's host did not say yes or no");
-                    again(&mut pause).await;
-                }
-                Err(error @ HostError::NotFound { .. }) => return Err(Event::HostLost { why: error.to_string() }),
-                Err(HostError::StaleIncarnation { known, .. }) => {
-                    self.ctx.stop_as_older_copy(&self.state.to.cluster, known);
-                    std::future::pending::<()>().await;
-                }
-                Err(
-                    error @ (HostError::Fenced { .. }
-                    | HostError::Refused { .. }
-                    | HostError::NoRoom { .. }
-                    | HostError::Unsupported { .. }),
-                ) => return Err(Event::HostRefused { why: error.to_string() }),
+            let result = self.call(call.clone(), limits::REQUEST_MS).await;
+            if let Err(HostError::StaleIncarnation { known, .. }) = &result {
+                self.ctx.stop_as_older_copy(&self.state.to.cluster, *known);
+                std::future::pending::<()>().await;
+            }
+            if let Err(error) = &result {
+                tracing::debug!(job = %self.key.job, %error, "the target's host did not do it");
+            }
+            let (reply, said) = said(result);
+            match outcomes::of_target_host(said, done.clone()) {
+                Some(event) => return (reply, event),
+                None => again(&mut pause).await,
             }
         }
     }
@@ -162,86 +159,69 @@ impl Effect {
             spec: self.state.offer.spec.clone(),
             fence: self.state.offer.next_fence,
         };
-        match self.settle(call).await {
-            Ok(_) => self.tell(Event::HostPrepared),
-            Err(event) => self.tell(event),
-        }
+        let (_, event) = self.settle(call, Event::HostPrepared).await;
+        self.tell(event);
     }
 
     async fn seal(&self) {
-        match self.settle(HostCall::SealReceive { key: self.key }).await {
-            Ok(HostReply::Sealed(report)) => {
+        let call = HostCall::SealReceive { key: self.key };
+        match self.settle(call, Event::HostIncomplete).await {
+            (Some(HostReply::Sealed(report)), _) => {
                 self.tell(Event::HostSealed { digest: report.digest, tick: report.tick });
             }
-            Ok(other) => self.tell(Event::HostRefused { why: format!("an answer of another kind: {other:?}") }),
-            Err(Event::HostRefused { why }) => match self.look().await.and_then(|seen| seen.receiving) {
-                // It still receives: something is on its way, and the source is told to ask again.
-                Some((key, false)) if key == self.key => self.tell(Event::HostIncomplete),
-                Some(_) => self.tell(Event::HostRefused { why }),
-                None => self.tell(Event::HostLost { why }),
-            },
-            Err(event) => self.tell(event),
+            (Some(other), _) => {
+                self.tell(Event::HostRefused { why: format!("an answer of another kind: {other:?}") });
+            }
+            (None, Event::HostRefused { why }) => {
+                let sight = self.look().await.as_ref().map(VmObservation::sight);
+                self.tell(outcomes::of_unsealed(sight.as_ref(), self.key, why));
+            }
+            (None, event) => self.tell(event),
         }
     }
 
     async fn activate(&self) {
-        let fence = self.state.offer.next_fence;
-        match self.settle(HostCall::Activate { key: self.key, fence }).await {
-            Ok(_) => self.tell(Event::HostStarted),
-            Err(Event::HostRefused { why } | Event::HostLost { why }) => {
-                self.tell(Event::HostLost { why: format!("the target's host can't run what it received: {why}") });
-            }
-            Err(event) => self.tell(event),
-        }
+        let call = HostCall::Activate { key: self.key, fence: self.state.offer.next_fence };
+        let (_, event) = self.settle(call, Event::HostStarted).await;
+        self.tell(outcomes::of_unstarted(event));
     }
 
-    /// From the disk, by a person's word: by the receipt if the host still has it, else as a VM of its own.
+    /// By a person's word: with its memory if the host has it after all, else from its disk.
     async fn start_cold(&self) {
-        let (vm, fence) = (self.key.vm, self.state.offer.next_fence);
-        match self.look().await {
-            None => {
-                let why = "its disk is not at the target's host either".into();
-                return self.tell(Event::HostLost { why });
-            }
-            Some(seen) if seen.receiving.is_some_and(|(key, _)| key == self.key) => return self.activate().await,
-            Some(_) => {}
-        }
-        match self.settle(HostCall::Start { vm, fence }).await {
-            Ok(_) => self.tell(Event::HostStarted),
-            Err(Event::HostRefused { why } | Event::HostLost { why }) => self.tell(Event::HostLost { why }),
+        let sight = self.look().await.as_ref().map(VmObservation::sight);
+        match outcomes::cold(sight.as_ref(), self.key, self.state.offer.next_fence) {
             Err(event) => self.tell(event),
+            Ok(Cold::ByReceipt) => self.activate().await,
+            Ok(Cold::ByDisk) => {
+                let call = HostCall::Start { vm: self.key.vm, fence: self.state.offer.next_fence };
+                let (_, event) = self.settle(call, Event::HostStarted).await;
+                self.tell(outcomes::of_unstarted(event));
+            }
         }
     }
 
     async fn see_it_run(&self) {
         let mut pause = Duration::from_millis(2);
         loop {
-            let seen = self.look().await;
-            match seen.as_ref().map(|s| s.power) {
-                Some(GuestPower::Running) => {
-                    self.tell(Event::HostRuns { tick: seen.map_or(0, |s| s.tick) });
-                }
-                Some(GuestPower::Lost) | None => {
-                    let why = "the target's host died after it started the VM; it can be started from its disk".into();
-                    return self.tell(Event::HostLost { why });
-                }
-                // Stopped by its owner meanwhile: it ran, or it would not be stopped.
-                Some(GuestPower::Stopped) => return self.tell(Event::HostRuns { tick: u64::MAX }),
-                Some(GuestPower::Paused | GuestPower::Receiving | GuestPower::Retired) => {}
+            let sight = self.look().await.as_ref().map(VmObservation::sight);
+            match outcomes::of_started(sight.as_ref()) {
+                // Its tick has to grow: it is looked at until that is seen.
+                Some(event @ Event::HostRuns { tick }) if tick < u64::MAX => self.tell(event),
+                Some(event) => return self.tell(event),
+                None => {}
             }
             again(&mut pause).await;
         }
     }
 
     async fn discard(&self) {
-        match self.settle(HostCall::DiscardReceive { key: self.key }).await {
-            Ok(_) | Err(Event::HostLost { .. }) => self.tell(Event::HostDiscarded),
-            Err(event) => {
-                // A later attempt or a running VM stands there: nothing of this job is left to throw away.
-                tracing::warn!(job = %self.key.job, ?event, "nothing was discarded");
-                self.tell(Event::HostDiscarded);
-            }
+        let call = HostCall::DiscardReceive { key: self.key };
+        let (_, event) = self.settle(call, Event::HostDiscarded).await;
+        if event != Event::HostDiscarded {
+            // A later attempt or a running VM stands there, or nothing: of this job nothing is left to throw away.
+            tracing::info!(job = %self.key.job, ?event, "nothing was discarded");
         }
+        self.tell(Event::HostDiscarded);
     }
 
     /// Law 6.3 f: the target is told by the decision itself; a lost message is made up for by asking.

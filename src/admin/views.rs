@@ -228,6 +228,9 @@ pub struct VmView {
     pub power_age_ms: Option<Millis>,
     /// It is caught between hold and decision, and stays paused until the decision is known.
     pub held: bool,
+    /// What keeps it from being as its owner wants it.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// When the record was read from its owner.
     pub observed_at: WallMillis,
     /// How long ago that is; 0 at the owner itself.

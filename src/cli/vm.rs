@@ -209,6 +209,7 @@ fn show(out: &mut Output, vm: &VmView) -> Result<(), CliError> {
         ("fence", record.fence.to_string()),
         ("version", record.resource_version.to_string()),
         ("created", record.created_at.to_string()),
+        ("trouble", vm.trouble.clone().unwrap_or_default()),
         ("record seen", age(Some(vm.age_ms), vm.stale)),
     ])?)
 }

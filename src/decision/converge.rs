@@ -3,29 +3,7 @@
 //! Not here: moving (`migration/`), performing (`actors/cluster.rs`).
 
 use crate::decision::ownership::{Decision, DecisionAnswer, VmDecisions};
-use crate::types::{Attempt, DesiredPower, Fence, GuestPower, JobId, Place, VmRecord};
-
-/// One attempt as a host knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct HostAttempt {
-    /// Its job.
-    pub job: JobId,
-    /// Its number.
-    pub attempt: Attempt,
-}
-
-/// What the host says of the VM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Seen {
-    /// Its power state.
-    pub power: GuestPower,
-    /// The highest fence the host has seen.
-    pub fence: Fence,
-    /// Who holds it.
-    pub hold: Option<HostAttempt>,
-    /// For whom it is paused, not held.
-    pub paused_for: Option<HostAttempt>,
-}
+use crate::types::{DesiredPower, Fence, GuestPower, Place, Sight, SwitchKey, VmRecord, WallMillis};
 
 /// What to do next about it. One thing at a time: the host is looked at again afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,9 +22,9 @@ pub enum Repair {
         fence: Fence,
     },
     /// No job is on it: record that attempt as aborted, then resume it.
-    AbortAndResume(HostAttempt),
+    AbortAndResume(SwitchKey),
     /// It is held by an attempt whose abort is recorded: release it.
-    ReleaseHold(HostAttempt),
+    ReleaseHold(SwitchKey),
     /// Shown to a person, never touched, and why.
     Report(&'static str),
 }
@@ -60,7 +38,7 @@ pub fn converge(
     decisions: &VmDecisions,
     owed: &[Fence],
     job: bool,
-    seen: Option<&Seen>,
+    seen: Option<&Sight>,
     lost_may_start: bool,
 ) -> Repair {
     // Also once the VM came back to another cluster of this region, or went on from where it moved to: what is owed names
@@ -114,16 +92,27 @@ pub fn converge(
         (GuestPower::Lost, DesiredPower::Running) => {
             Repair::Report("its host died and its memory is lost; start it again from its disk")
         }
-        (GuestPower::Receiving, _) => Repair::Report("it is being received, and no job receives it"),
+        (GuestPower::Receiving, DesiredPower::Running) if lost_may_start => Repair::Start,
+        (GuestPower::Receiving, DesiredPower::Running) => {
+            Repair::Report("its host died before it could start it here; start it again from its disk")
+        }
+        (GuestPower::Receiving, DesiredPower::Stopped) => Repair::Nothing,
         (GuestPower::Retired, _) => Repair::Report("its host says that it was retired, and this region owns it"),
     }
+}
+
+/// Whether an owed clean-up may be done at `now`: not before it is due, and one of a copy that a transfer retired (with
+/// `fence`) not before that copy was destroyed, which [`converge`] does first. A host that does not show the copy may be
+/// asked: it refuses if it has it still.
+pub fn may_clean_up(of_transfer: bool, fence: Fence, due: WallMillis, now: WallMillis, seen: Option<&Sight>) -> bool {
+    due <= now && (!of_transfer || seen.is_none_or(|seen| seen.fence >= fence))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::decision::ownership::Moved;
-    use crate::types::{RegionNumber, VmId, WallMillis};
+    use crate::types::{Attempt, JobId, RegionNumber, VmId};
 
     fn record(desired: DesiredPower) -> VmRecord {
         VmRecord {
@@ -140,8 +129,17 @@ mod tests {
         }
     }
 
-    fn seen(power: GuestPower) -> Seen {
-        Seen { power, fence: Fence::FIRST, hold: None, paused_for: None }
+    fn seen(power: GuestPower) -> Sight {
+        Sight {
+            power,
+            fence: Fence::FIRST,
+            attempt: Attempt(0),
+            hold: None,
+            paused_for: None,
+            spent: None,
+            receiving: None,
+            tick: 0,
+        }
     }
 
     const POWERS: [GuestPower; 6] = [
@@ -171,9 +169,10 @@ mod tests {
     #[test]
     fn an_open_offer_is_never_resumed_and_a_live_job_is_left_alone() {
         let eu: Place = "eu/eu-a".parse().unwrap();
-        let job =
-            HostAttempt { job: JobId { region: RegionNumber(1), incarnation: 1, number: 1 }, attempt: Attempt(1) };
-        let held = Seen { hold: Some(job), ..seen(GuestPower::Paused) };
+        let vm = VmId { region: RegionNumber(1), incarnation: 1, number: 1 };
+        let job = JobId { region: RegionNumber(1), incarnation: 1, number: 1 };
+        let job = SwitchKey { vm, job, attempt: Attempt(1) };
+        let held = Sight { hold: Some(job), ..seen(GuestPower::Paused) };
         let none = VmDecisions::default();
         let r = record(DesiredPower::Running);
         assert!(matches!(converge(&eu, Some(&r), &none, &[], false, Some(&held), true), Repair::Report(_)));
@@ -200,6 +199,19 @@ mod tests {
     }
 
     #[test]
+    fn a_disk_goes_when_it_is_due_and_its_guest_is_destroyed() {
+        let fence = Fence { epoch: 2, generation: 1 };
+        let (due, lower) = (WallMillis(100), seen(GuestPower::Running));
+        let retired = Sight { fence, ..seen(GuestPower::Retired) };
+        let may = |of_transfer, now, seen: Option<&Sight>| may_clean_up(of_transfer, fence, due, WallMillis(now), seen);
+        for of_transfer in [false, true] {
+            assert!(!may(of_transfer, 99, Some(&retired)) && may(of_transfer, 100, Some(&retired)));
+            assert!(may(of_transfer, 100, None));
+        }
+        assert!(!may(true, 100, Some(&lower)) && may(false, 100, Some(&lower)));
+    }
+
+    #[test]
     fn what_is_owed_is_retired_with_its_own_fence_and_a_vm_that_came_back_is_not() {
         let eu = "eu/eu-a".parse().unwrap();
         let none = VmDecisions::default();
@@ -208,7 +220,7 @@ mod tests {
         let old = seen(GuestPower::Lost);
         // The VM is at another cluster of this region by now: nothing else says that this copy is an old one.
         assert_eq!(converge(&eu, None, &none, owed, false, Some(&old), false), Repair::Retire { fence });
-        let back = Seen { fence: Fence { epoch: 3, generation: 1 }, ..seen(GuestPower::Running) };
+        let back = Sight { fence: Fence { epoch: 3, generation: 1 }, ..seen(GuestPower::Running) };
         let r = record(DesiredPower::Running);
         assert_eq!(converge(&eu, Some(&r), &none, owed, false, Some(&back), false), Repair::Nothing);
         let coming = seen(GuestPower::Receiving);

@@ -307,6 +307,8 @@ impl Suite<'_> {
         let (source, target, vm) = (self.driver, self.target, self.vm(5));
         let (key, fence) = (self.key(vm, 1), MOVED);
         self.started(vm).await?;
+        let early = self.call(source, HostCall::Purge { vm, fence }).await;
+        holds("what is here and not retired is not purged", matches!(early, Err(HostError::Refused { .. })), early)?;
         let report = self.sealed(key).await?;
         let stood = self.get(source, vm).await?;
         holds("what is sealed is the paused moment", stood.as_ref().is_some_and(|s| s.tick == report.tick), &stood)?;

@@ -17,7 +17,7 @@ use std::pin::Pin;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::types::{Attempt, Fence, GuestPower, Incarnation, Millis, OperationId, Resources, VmId, VmSpec};
+use crate::types::{Attempt, Fence, GuestPower, Incarnation, Millis, OperationId, Resources, Sight, VmId, VmSpec};
 pub use crate::types::{Channel, End, SwitchKey};
 
 /// A future on the heap, so that drivers can be held behind `dyn`.
@@ -38,7 +38,8 @@ pub enum HostCall {
     Get { vm: VmId },
     /// Define a VM and make its disk; it does not run yet.
     Create { vm: VmId, spec: VmSpec, fence: Fence },
-    /// Boot it, from its disk. Refused while it is held, retired or being received, or with a lower fence.
+    /// Boot it, from its disk. Refused while it is held, retired or being received, or with a lower fence; what was
+    /// received and sealed and lost its memory since is booted by its new owner's fence.
     Start { vm: VmId, fence: Fence },
     /// Stop it. Its disk stays.
     Stop { vm: VmId, fence: Fence },
@@ -56,7 +57,7 @@ pub enum HostCall {
     /// Verify that everything of the last round is there, sync the disk, and stay paused. Repeatable. It may come before
     /// the end of that round: a driver waits for it a while, well below the caller's deadline, then refuses.
     SealReceive { key: SwitchKey },
-    /// Run what was received and sealed: the decision is `Transfer`. Repeatable.
+    /// Run what was received and sealed: the decision is `Transfer`. Refused if its memory was lost since. Repeatable.
     Activate { key: SwitchKey, fence: Fence },
     /// Throw away what was received: the decision is `Abort`. Never touches a VM that runs or ran here. Repeatable.
     DiscardReceive { key: SwitchKey },
@@ -80,7 +81,8 @@ pub enum HostCall {
     ReleaseHold { key: SwitchKey },
     /// The decision is `Transfer`: destroy the guest, remember `fence` as the VM's, keep its disk as retired.
     Retire { key: SwitchKey, fence: Fence },
-    /// Delete the disk of a VM that was retired with exactly this fence. Repeatable.
+    /// Delete the disk of a VM that was retired with exactly this fence. Refused while a copy with a lower fence is here:
+    /// it was not destroyed yet. Repeatable.
     Purge { vm: VmId, fence: Fence },
 }
 
@@ -146,6 +148,22 @@ pub struct VmObservation {
     pub receiving: Option<(SwitchKey, bool)>,
     /// Ticks done, for a guest that runs.
     pub tick: u64,
+}
+
+impl VmObservation {
+    /// The same without the definition, as decisions need it.
+    pub fn sight(&self) -> Sight {
+        Sight {
+            power: self.power,
+            fence: self.fence,
+            attempt: self.attempt,
+            hold: self.hold,
+            paused_for: self.paused_for,
+            spent: self.spent,
+            receiving: self.receiving,
+            tick: self.tick,
+        }
+    }
 }
 
 /// Measured rates of a guest's writes, bytes per second of distinct pages or blocks.

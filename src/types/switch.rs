@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Attempt, JobId, VmId};
+use super::{Attempt, Fence, GuestPower, JobId, VmId};
 
 /// One attempt of one job to move one VM: what both ends of a transfer are fenced by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -13,6 +13,27 @@ pub struct SwitchKey {
     pub job: JobId,
     /// The attempt.
     pub attempt: Attempt,
+}
+
+/// What a host says of a VM, its definition aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Sight {
+    /// Its power state.
+    pub power: GuestPower,
+    /// The highest fence that the host has seen for it.
+    pub fence: Fence,
+    /// The highest attempt that the host has seen for it.
+    pub attempt: Attempt,
+    /// The attempt that holds it.
+    pub hold: Option<SwitchKey>,
+    /// The attempt for which it is paused with an armed watchdog.
+    pub paused_for: Option<SwitchKey>,
+    /// The attempt whose pause ended without a hold.
+    pub spent: Option<SwitchKey>,
+    /// What is being received, and whether it is sealed.
+    pub receiving: Option<(SwitchKey, bool)>,
+    /// Ticks done.
+    pub tick: u64,
 }
 
 /// A stream of a VM's state.

@@ -401,6 +401,7 @@ impl Region for FakeRegion {
                 place: self.place(&self.home()),
                 power: ObservedPower::Running,
                 power_age_ms: Some(Millis(3)),
+                trouble: None,
                 held: false,
                 observed_at: WallMillis(1_763_978_400_000),
                 age_ms: Millis(0),

@@ -1,19 +1,21 @@
 //! What each part of the world does when it is asked. Owns: the product's cores and rules, called as their shells call
 //! them, and the ways in which a test breaks them. Always: an outcome is put on its way, never handed over at once, so
-//! that it may come late; what a shell would map to an event is mapped the same here (`actors/*_effects.rs`).
+//! that it may come late; which event an answer is, the product's own `outcomes.rs` says here as it does to the shells.
 //! Abstracted: the notes for people (they decide nothing) and all figures of a transfer but "it fits" and "it never will".
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use novafed::decision::converge::{HostAttempt, Repair, Seen, converge};
+use novafed::decision::converge::{Repair, converge};
+use novafed::decision::migration::outcomes::{self, Cold, Said};
 use novafed::decision::migration::source::{self, Event as SourceEvent, HostView, Phase as SourcePhase, Source};
+use novafed::decision::migration::steps::Step;
 use novafed::decision::migration::target::{self, Event as TargetEvent, Phase as TargetPhase, Target};
 use novafed::decision::migration::{TargetAnswer, TargetRequest, Verdict};
 use novafed::decision::ownership::{Decision, DecisionAnswer, Proposed, VmDecisions};
 use novafed::drivers::SwitchKey;
 use novafed::drivers::embedded::rules::{Effect, Event as HostEvent, Power, Refusal, Rules, Stage};
-use novafed::types::{Attempt, GuestPower, Place, VmRecord};
+use novafed::types::{Attempt, Place, Sight, VmRecord};
 
 use super::intern::{Interner, Memo, remember};
 use super::names;
@@ -27,6 +29,9 @@ struct HostStep {
     verifies: bool,
     activates: bool,
 }
+
+/// The world after a command, and its outcomes.
+type Heard = (World, Vec<SourceEvent>);
 
 /// What a core said to an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -328,89 +333,59 @@ impl Model {
         World { log: self.logs.id(log), ..*w }
     }
 
-    fn holder(rules: &Rules) -> Option<SwitchKey> {
-        match rules.power {
-            Power::Held { key, .. } => Some(key),
-            _ => None,
-        }
+    /// What a look at the host of a side shows.
+    fn sight(&self, w: &World, side: Side) -> Option<Sight> {
+        self.host(w, side).sight(2)
     }
 
-    fn paused_for(rules: &Rules) -> Option<SwitchKey> {
-        match rules.power {
-            Power::Paused { key } => Some(key),
-            _ => None,
-        }
-    }
-
-    /// What a look at the source's host shows.
-    fn view(rules: &Rules, key: SwitchKey) -> HostView {
-        if !rules.is_listed() {
-            return HostView { alive: false, paused: false, held: false, spent: true, gone: true };
-        }
-        let held = Self::holder(rules) == Some(key);
-        let paused = Self::paused_for(rules) == Some(key);
-        let power = rules.guest_power();
-        HostView {
-            alive: matches!(power, GuestPower::Running | GuestPower::Paused),
-            paused,
-            held,
-            spent: !held && !paused && rules.is_spent(key),
-            gone: power == GuestPower::Retired,
-        }
+    fn view(&self, w: &World, attempt: Attempt) -> HostView {
+        outcomes::view(self.sight(w, Side::Source).as_ref(), world::key(attempt))
     }
 
     fn ask_source_host(
         &mut self,
         w: &World,
+        step: Step,
         event: HostEvent,
         key: SwitchKey,
-        done: SourceEvent,
-    ) -> (World, SourceEvent) {
-        match self.call_host(w, Side::Source, &event) {
-            Ok((next, _)) => (next, done),
-            Err(Refusal::NotFound) => (*w, lost_source()),
-            Err(_) => {
-                let rules = self.host(w, Side::Source);
-                if matches!(event, HostEvent::CancelPause { .. }) && Self::holder(rules) == Some(key) {
-                    return (*w, SourceEvent::Held);
-                }
-                let lost = rules.guest_power() == GuestPower::Lost && Self::holder(rules) != Some(key);
-                (*w, if lost { lost_source() } else { SourceEvent::SourceRefused { why: String::new() } })
-            }
-        }
+        done: &SourceEvent,
+    ) -> Heard {
+        let called = self.call_host(w, Side::Source, &event);
+        let next = called.as_ref().map_or(*w, |(next, _)| *next);
+        let heard = outcomes::of_source_host(&said(&called), done)
+            .unwrap_or_else(|| outcomes::of_refusal(self.sight(w, Side::Source).as_ref(), key, step, String::new()));
+        (next, vec![mute_source(heard)])
+    }
+
+    fn ask_target_host(&mut self, w: &World, event: HostEvent, done: TargetEvent) -> (World, TargetEvent) {
+        let called = self.call_host(w, Side::Target, &event);
+        let next = called.as_ref().map_or(*w, |(next, _)| *next);
+        (next, outcomes::of_target_host(said(&called), done).expect("a host of the model is never unclear"))
     }
 
     // -- performing ------------------------------------------------------------
 
     /// Performs a command of the source's core for `attempt`; its outcomes are handed back.
-    pub fn perform_source(
-        &mut self,
-        w: &World,
-        attempt: Attempt,
-        command: &source::Command,
-    ) -> (World, Vec<SourceEvent>) {
+    pub fn perform_source(&mut self, w: &World, attempt: Attempt, command: &source::Command) -> Heard {
         use source::Command as C;
         let key = world::key(attempt);
         let s = self.source(w);
         let (fence, after, deadline) = (s.fence, s.next_fence, s.rules.deadline);
-        let host = |model: &mut Model, event, done| {
-            let (next, outcome) = model.ask_source_host(w, event, key, done);
-            (next, vec![outcome])
-        };
+        let step = s.phase.step();
+        let host = |model: &mut Model, event, done| model.ask_source_host(w, step, event, key, &done);
         match command {
             C::AskTarget(request) => self.ask_target(w, attempt, request),
             C::Copy => {
-                let view = Self::view(self.host(w, Side::Source), key);
-                if !view.alive {
-                    return (*w, vec![lost_source()]);
+                if let Some(lost) = outcomes::while_copying(self.view(w, attempt)) {
+                    return (*w, vec![mute_source(lost)]);
                 }
                 if self.receives(w, attempt) {
                     let runs = self.host(w, Side::Source).power == Power::Running;
                     return (*w, runs.then(|| SourceEvent::Round(round(true))).into_iter().collect());
                 }
                 // The channel is cut: the target is asked once more whether it is prepared.
-                let (next, answers) = self.ask_target(w, attempt, &TargetRequest::Prepare);
-                (next, answers.into_iter().filter(is_gone).collect())
+                let (next, answer) = self.put_to_target(w, attempt, &TargetRequest::Prepare);
+                (next, answer.and_then(outcomes::of_target_while_cut).map(mute_source).into_iter().collect())
             }
             C::FinishCopy => {
                 let (next, mut outcomes) = self.ask_target(w, attempt, &TargetRequest::Seal);
@@ -430,19 +405,14 @@ impl Model {
                 let (next, stands) = self.propose(w, attempt, *decision);
                 (next, vec![SourceEvent::Decided(stands)])
             }
-            C::Observe => (*w, vec![SourceEvent::Observed(Self::view(self.host(w, Side::Source), key))]),
+            C::Observe => (*w, vec![SourceEvent::Observed(self.view(w, attempt))]),
             C::Patience(_) => (*w, vec![]),
         }
     }
 
     /// What is seen of the paused guest while its last round is on its way.
     pub fn watched(&self, w: &World, attempt: Attempt) -> Option<SourceEvent> {
-        let view = Self::view(self.host(w, Side::Source), world::key(attempt));
-        match view {
-            HostView { spent: true, .. } => Some(SourceEvent::SourceRefused { why: String::new() }),
-            HostView { alive: false, .. } => Some(lost_source()),
-            _ => None,
-        }
+        outcomes::while_sealing(self.view(w, attempt)).map(mute_source)
     }
 
     /// The first request makes the target's job.
@@ -477,36 +447,33 @@ impl Model {
         Some(World { last_round: u8::try_from(key.attempt.0).ok()?, fresh: true, ..*w })
     }
 
-    fn ask_target(&mut self, w: &World, attempt: Attempt, request: &TargetRequest) -> (World, Vec<SourceEvent>) {
+    /// Puts a question to the target's job; its answer, if it has one yet.
+    fn put_to_target(&mut self, w: &World, attempt: Attempt, request: &TargetRequest) -> (World, Option<TargetAnswer>) {
         let mut at = *w;
         if self.target(w).is_none() {
             if *request != TargetRequest::Reserve {
-                return (at, vec![lost_target()]);
+                return (at, Some(TargetAnswer::Lost { why: String::new() }));
             }
             at = self.admit(w, attempt);
         }
         let asked = self.target_events.id(&TargetEvent::Asked(request.clone()));
         // A job that is over answers from its last state.
         match self.feed_target(&at, attempt, asked) {
-            Taken::Refused => return (at, vec![SourceEvent::TargetRefused { why: String::new() }]),
+            Taken::Refused => return (at, Some(TargetAnswer::Refused { why: String::new() })),
             Taken::Advanced(next) => at = next,
             Taken::Ignored => {}
         }
-        (at, self.answered(&at, attempt, request).into_iter().collect())
+        (at, self.target(&at).and_then(|target| target::answer(target, attempt, request)))
+    }
+
+    fn ask_target(&mut self, w: &World, attempt: Attempt, request: &TargetRequest) -> Heard {
+        let (next, answer) = self.put_to_target(w, attempt, request);
+        (next, answer.and_then(outcomes::of_target).map(mute_source).into_iter().collect())
     }
 
     /// What the target's state answers to a question that was asked.
     pub fn answered(&self, w: &World, attempt: Attempt, request: &TargetRequest) -> Option<SourceEvent> {
-        Some(match target::answer(self.target(w)?, attempt, request)? {
-            TargetAnswer::NotComplete => return None,
-            TargetAnswer::Reserved => SourceEvent::Reserved,
-            TargetAnswer::Prepared => SourceEvent::Prepared,
-            TargetAnswer::Sealed { .. } => SourceEvent::Sealed,
-            TargetAnswer::Started => SourceEvent::Started,
-            TargetAnswer::Verified { .. } => SourceEvent::Verified,
-            TargetAnswer::Refused { .. } => SourceEvent::TargetRefused { why: String::new() },
-            TargetAnswer::Lost { .. } | TargetAnswer::Superseded { .. } | TargetAnswer::Discarded => lost_target(),
-        })
+        target::answer(self.target(w)?, attempt, request).and_then(outcomes::of_target).map(mute_source)
     }
 
     /// The owed discard arrives.
@@ -528,53 +495,53 @@ impl Model {
     ) -> (World, Vec<TargetEvent>) {
         use target::Command as C;
         let (key, fence) = (world::key(attempt), world::next_fence());
-        let lost = || TargetEvent::HostLost { why: String::new() };
-        let refused = || TargetEvent::HostRefused { why: String::new() };
-        match command {
-            C::PrepareReceive => match self.call_host(w, Side::Target, &HostEvent::PrepareReceive { key, fence }) {
-                Ok((next, _)) => (next, vec![TargetEvent::HostPrepared]),
-                Err(Refusal::NotFound) => (*w, vec![lost()]),
-                Err(_) => (*w, vec![refused()]),
-            },
-            C::SealReceive => match self.call_host(w, Side::Target, &HostEvent::SealReceive { key }) {
-                Ok((_, step)) if step.verifies && u32::from(w.last_round) != attempt.0 => {
-                    (*w, vec![TargetEvent::HostIncomplete])
-                }
-                Ok((next, _)) => (next, vec![TargetEvent::HostSealed { digest: 0, tick: 1 }]),
-                Err(Refusal::NotFound) => (*w, vec![lost()]),
-                Err(_) => match self.host(w, Side::Target).power {
-                    Power::Receiving { .. } => (*w, vec![refused()]),
-                    _ => (*w, vec![lost()]),
-                },
-            },
-            C::Activate => match self.call_host(w, Side::Target, &HostEvent::Activate { key, fence }) {
-                Ok((next, _)) => (next, vec![TargetEvent::HostStarted]),
-                Err(_) => (*w, vec![lost()]),
-            },
-            C::StartCold => match self.call_host(w, Side::Target, &HostEvent::Start { fence }) {
-                Ok((next, _)) => (next, vec![TargetEvent::HostStarted]),
-                Err(_) => (*w, vec![lost()]),
-            },
-            C::SeeItRun => {
-                let rules = self.host(w, Side::Target);
-                match rules.guest_power() {
-                    _ if !rules.is_listed() => (*w, vec![lost()]),
-                    GuestPower::Running => (*w, vec![TargetEvent::HostRuns { tick: 2 }]),
-                    GuestPower::Lost => (*w, vec![lost()]),
-                    GuestPower::Stopped => (*w, vec![TargetEvent::HostRuns { tick: u64::MAX }]),
-                    GuestPower::Paused | GuestPower::Receiving | GuestPower::Retired => (*w, vec![]),
+        let (next, heard) = match command {
+            C::PrepareReceive => {
+                self.ask_target_host(w, HostEvent::PrepareReceive { key, fence }, TargetEvent::HostPrepared)
+            }
+            C::SealReceive => {
+                let unsealed =
+                    |model: &Model, why| outcomes::of_unsealed(model.sight(w, Side::Target).as_ref(), key, why);
+                match self.call_host(w, Side::Target, &HostEvent::SealReceive { key }) {
+                    // The host verifies, finds the last round missing, and refuses.
+                    Ok((_, step)) if step.verifies && u32::from(w.last_round) != attempt.0 => {
+                        (*w, unsealed(self, String::new()))
+                    }
+                    Ok((next, _)) => (next, TargetEvent::HostSealed { digest: 0, tick: 1 }),
+                    refused => match outcomes::of_target_host(said(&refused), TargetEvent::HostIncomplete) {
+                        Some(TargetEvent::HostRefused { why }) => (*w, unsealed(self, why)),
+                        other => (*w, other.expect("a host of the model is never unclear")),
+                    },
                 }
             }
+            C::Activate => {
+                let (next, heard) =
+                    self.ask_target_host(w, HostEvent::Activate { key, fence }, TargetEvent::HostStarted);
+                (next, outcomes::of_unstarted(heard))
+            }
+            C::StartCold => {
+                let event = match outcomes::cold(self.sight(w, Side::Target).as_ref(), key, fence) {
+                    Err(known) => return (*w, vec![mute_target(known)]),
+                    Ok(Cold::ByReceipt) => HostEvent::Activate { key, fence },
+                    Ok(Cold::ByDisk) => HostEvent::Start { fence },
+                };
+                let (next, heard) = self.ask_target_host(w, event, TargetEvent::HostStarted);
+                (next, outcomes::of_unstarted(heard))
+            }
+            C::SeeItRun => match outcomes::of_started(self.sight(w, Side::Target).as_ref()) {
+                Some(heard) => (*w, heard),
+                None => return (*w, vec![]),
+            },
             C::DiscardReceive => {
-                let next = self.host_event(w, Side::Target, &HostEvent::DiscardReceive { key });
-                (next, vec![TargetEvent::HostDiscarded])
+                (self.host_event(w, Side::Target, &HostEvent::DiscardReceive { key }), TargetEvent::HostDiscarded)
             }
             C::AskDecision => match self.log(w).answer(attempt) {
-                DecisionAnswer::Undecided => (*w, vec![]),
-                told => (*w, vec![TargetEvent::Told(told)]),
+                DecisionAnswer::Undecided => return (*w, vec![]),
+                told => (*w, TargetEvent::Told(told)),
             },
-            C::Patience(_) => (*w, vec![]),
-        }
+            C::Patience(_) => return (*w, vec![]),
+        };
+        (next, vec![mute_target(heard)])
     }
 
     // -- the clusters' repairs ---------------------------------------------------
@@ -582,13 +549,7 @@ impl Model {
     /// What the cluster of a side wants mended, and the world after it did.
     pub fn repair(&mut self, w: &World, side: Side) -> Option<World> {
         let rules = self.host(w, side).clone();
-        let attempt = |key: SwitchKey| HostAttempt { job: key.job, attempt: key.attempt };
-        let seen = rules.is_listed().then(|| Seen {
-            power: rules.guest_power(),
-            fence: rules.fence,
-            hold: Self::holder(&rules).map(attempt),
-            paused_for: Self::paused_for(&rules).map(attempt),
-        });
+        let seen = rules.sight(2);
         let (here, record, decisions, job) = match side {
             Side::Source => {
                 let s = self.source(w);
@@ -604,7 +565,6 @@ impl Model {
                 (&self.to, t.owns().then_some(&self.records[1]), decisions, !over)
             }
         };
-        let host_attempt = |a: HostAttempt| SwitchKey { vm: world::vm(), job: a.job, attempt: a.attempt };
         // Owed once the source knows of the transfer; a store that forgets it forgets what was owed too.
         let owes = side == Side::Source && self.source(w).decided_transfer() && decisions.moved.is_some();
         let owed = owes.then_some(self.source(w).next_fence);
@@ -616,10 +576,10 @@ impl Model {
             // A clean-up names the job, and is owed from the moment that the job knows of the transfer.
             Repair::Retire { .. } if !self.source(w).decided_transfer() => return None,
             Repair::Retire { fence } => HostEvent::Retire { key: rules.newest?, fence },
-            Repair::ReleaseHold(a) => HostEvent::ReleaseHold { key: host_attempt(a) },
-            Repair::AbortAndResume(a) => {
-                let (recorded, _) = self.propose(w, a.attempt, Decision::Abort);
-                return Some(self.host_event(&recorded, side, &HostEvent::CancelPause { key: host_attempt(a) }));
+            Repair::ReleaseHold(key) => HostEvent::ReleaseHold { key },
+            Repair::AbortAndResume(key) => {
+                let (recorded, _) = self.propose(w, key.attempt, Decision::Abort);
+                return Some(self.host_event(&recorded, side, &HostEvent::CancelPause { key }));
             }
         };
         let mut next = self.host_event(w, side, &call);
@@ -685,15 +645,33 @@ pub fn round(fits: bool) -> source::Round {
     }
 }
 
-/// Whether an answer says that the target has nothing to copy to.
-pub fn is_gone(event: &SourceEvent) -> bool {
-    matches!(event, SourceEvent::TargetLost { .. } | SourceEvent::TargetRefused { .. })
+/// How a host's call ended, in the words of its driver.
+fn said<T>(called: &Result<T, Refusal>) -> Said {
+    match called {
+        Ok(_) => Said::Done,
+        Err(Refusal::NotFound) => Said::NotFound { why: String::new() },
+        Err(_) => Said::Refused { why: String::new() },
+    }
 }
 
-fn lost_source() -> SourceEvent {
-    SourceEvent::SourceLost { why: String::new() }
+/// The same without its words for people, which would tell worlds apart that are one.
+fn mute_source(event: SourceEvent) -> SourceEvent {
+    let why = String::new();
+    match event {
+        SourceEvent::SourceLost { .. } => SourceEvent::SourceLost { why },
+        SourceEvent::SourceRefused { .. } => SourceEvent::SourceRefused { why },
+        SourceEvent::TargetLost { .. } => SourceEvent::TargetLost { why },
+        SourceEvent::TargetRefused { .. } => SourceEvent::TargetRefused { why },
+        other => other,
+    }
 }
 
-fn lost_target() -> SourceEvent {
-    SourceEvent::TargetLost { why: String::new() }
+/// The same of the target's.
+fn mute_target(event: TargetEvent) -> TargetEvent {
+    let why = String::new();
+    match event {
+        TargetEvent::HostLost { .. } => TargetEvent::HostLost { why },
+        TargetEvent::HostRefused { .. } => TargetEvent::HostRefused { why },
+        other => other,
+    }
 }

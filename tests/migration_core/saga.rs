@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use novafed::decision::migration::TargetRequest;
+use novafed::decision::migration::outcomes;
 use novafed::decision::migration::source::{self, Command, End, Event as SourceEvent, Phase, Source};
 use novafed::decision::migration::steps::{KillPoint, Moment, STEPS, Side as TableSide, Step};
 use novafed::decision::migration::target::{self, Event as TargetEvent};
 use novafed::drivers::embedded::rules::{Event as HostEvent, Power};
 use novafed::types::{Attempt, JobState};
 
-use super::model::{Model, Taken, is_gone, source_input, target_input};
+use super::model::{Model, Taken, source_input, target_input};
 use super::world::{self, Side, World};
 
 /// Two deaths may cost an attempt each.
@@ -251,7 +252,7 @@ impl Saga {
                 self.ask(attempt, &TargetRequest::Seal).into_iter().chain(watched).collect()
             }
             Command::Copy if !self.model.receives(&self.w, attempt) => {
-                self.ask(attempt, &TargetRequest::Prepare).into_iter().filter(is_gone).collect()
+                self.ask(attempt, &TargetRequest::Prepare).into_iter().filter(outcomes::ends_a_copy).collect()
             }
             other => {
                 let (next, outcomes) = self.model.perform_source(&self.w, attempt, other);

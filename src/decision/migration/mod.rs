@@ -14,6 +14,7 @@
 pub mod assess;
 pub mod defaults;
 pub mod estimate;
+pub mod outcomes;
 pub mod source;
 pub mod steps;
 pub mod target;

@@ -16,7 +16,7 @@ use super::rules::{Effect, Event, Power, Rules, Stage};
 use super::scheduler::GuestCell;
 use super::transfer::{Offer, Receipt};
 use crate::drivers::{BoxFuture, HostError, SealReport, SwitchKey, TransferProgress, VmObservation};
-use crate::types::{Attempt, ClusterId, Fence, Millis, VmId, VmSpec};
+use crate::types::{ClusterId, Fence, Millis, Sight, VmId, VmSpec};
 
 /// What a call brings beside its event.
 #[derive(Debug, Clone, Default)]
@@ -453,29 +453,8 @@ impl Slot {
             let now = self.now();
             (now.rules.clone(), now.spec.clone()?, now.cell.clone())
         };
-        if !rules.is_listed() {
-            return None;
-        }
-        Some(VmObservation {
-            vm: self.vm,
-            spec,
-            power: rules.guest_power(),
-            fence: rules.fence,
-            attempt: rules.newest.map_or(Attempt(0), |key| key.attempt),
-            hold: match rules.power {
-                Power::Held { key, .. } => Some(key),
-                _ => None,
-            },
-            paused_for: match rules.power {
-                Power::Paused { key } => Some(key),
-                _ => None,
-            },
-            spent: rules.spent,
-            receiving: match rules.power {
-                Power::Receiving { key, stage, .. } => Some((key, stage == Stage::Sealed)),
-                _ => None,
-            },
-            tick: cell.map_or(0, |cell| cell.tick()),
-        })
+        let Sight { power, fence, attempt, hold, paused_for, spent, receiving, tick } =
+            rules.sight(cell.map_or(0, |cell| cell.tick()))?;
+        Some(VmObservation { vm: self.vm, spec, power, fence, attempt, hold, paused_for, spent, receiving, tick })
     }
 }

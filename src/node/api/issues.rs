@@ -22,6 +22,7 @@ impl RegionApi {
         let mut issues = self.issues(clusters, links, regions, wall);
         issues.extend(self.lost_vms(wall).await?);
         issues.extend(self.parked_jobs(wall).await?);
+        issues.extend(self.strays(wall).await?);
         issues.extend(self.known_later());
         issues.extend(parked_actors(&self.root.tree(), "", wall));
         issues.sort_by(|a, b| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
@@ -45,6 +46,28 @@ impl RegionApi {
             subject: "jobs".into(),
             message: format!("{} of the jobs wait for a person: {}", parked.len(), names.join(", ")),
             since: *since,
+        }))
+    }
+
+    /// VMs that a host has and that this region has no record of; nobody touches them.
+    async fn strays(&self, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
+        let mut strays = Vec::new();
+        for ((cluster, vm), seen) in self.seen_vms().await {
+            if let Some(trouble) = seen.trouble
+                && tables::vm(&self.ctx.store, vm)?.is_none()
+            {
+                strays.push(format!("{vm} at {cluster} ({trouble})"));
+            }
+        }
+        if strays.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Issue {
+            code: "vms-unknown".into(),
+            severity: Severity::Warning,
+            subject: "VMs".into(),
+            message: format!("VMs without a record: {}", strays.join(", ")),
+            since: wall,
         }))
     }
 
@@ -160,6 +183,7 @@ pub(super) fn recommendations(issues: &[Issue]) -> Vec<String> {
         ("link-down", "see why (novafed link list): its address, its clock, or the ca.pem that node.toml names for it"),
         ("cluster-not-connected", "look at its host process and its log: novafed cluster show <id>"),
         ("jobs-parked", "read why and decide: novafed migration list --state parked"),
+        ("vms-unknown", "find out whose they are: no region may start or remove what it has no record of"),
         ("vms-lost", "start them again from their disks: novafed vm start <VM>"),
         ("actor-parked", "read its reason and the log, then start it anew: novafed tree restart <supervisor>/<actor>"),
         ("older-copy", "stop this node and put the latest state.redb back: its VMs may run elsewhere by now"),

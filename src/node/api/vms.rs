@@ -1,6 +1,7 @@
 //! VMs behind the API: create, start, stop, delete, show. Always: the record is durable before the answer; the host is
 //! made to follow it by the cluster's convergence, also if this process dies in between.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Refused, RegionApi, api_error, check_version, not_found, remember, replayed};
@@ -181,7 +182,9 @@ impl RegionApi {
             check_version(&context, id, before.record.resource_version)?;
             return Ok(before);
         }
-        let restart = desired == DesiredPower::Running && before.power == ObservedPower::Lost;
+        // One that was received and is this region's lost its memory before it could start.
+        let lost = matches!(before.power, ObservedPower::Lost | ObservedPower::Receiving);
+        let restart = desired == DesiredPower::Running && lost;
         let (asked, held) = (context.clone(), before.held);
         let record = self
             .ctx
@@ -335,31 +338,36 @@ impl RegionApi {
     }
 
     pub(super) async fn own_vms(&self) -> Result<Vec<VmView>, ApiError> {
-        let mut seen = std::collections::BTreeMap::new();
-        for id in self.ctx.cluster_ids() {
-            let Some(cluster) = self.ctx.cluster(&id) else { continue };
-            let all = cluster.actor.call(Class::Control, limits::HEARTBEAT_MS, ClusterMessage::Vms).await;
-            for (vm, age) in all.unwrap_or_default() {
-                seen.insert((id.clone(), vm.vm), (vm, age));
-            }
-        }
+        let mut seen = self.seen_vms().await;
         let views = tables::vms(&self.ctx.store)?.into_iter().map(|record| {
-            let found = seen.remove(&(record.cluster.clone(), record.id));
-            let seen = found.map(|(vm, age)| SeenVm { seen: Some(vm), age: Some(age), trouble: None });
+            let seen = seen.remove(&(record.cluster.clone(), record.id));
             self.view(record, seen)
         });
         Ok(views.collect())
     }
 
+    /// What the clusters of this region saw, VMs without a record included.
+    pub(super) async fn seen_vms(&self) -> BTreeMap<(ClusterId, VmId), SeenVm> {
+        let mut seen = BTreeMap::new();
+        for id in self.ctx.cluster_ids() {
+            let Some(cluster) = self.ctx.cluster(&id) else { continue };
+            let all = cluster.actor.call(Class::Control, limits::HEARTBEAT_MS, ClusterMessage::Vms).await;
+            seen.extend(all.unwrap_or_default().into_iter().map(|(vm, of)| ((id.clone(), vm), of)));
+        }
+        seen
+    }
+
     fn view(&self, record: VmRecord, seen: Option<SeenVm>) -> VmView {
         let age = seen.as_ref().and_then(|seen| seen.age);
         let fresh = age.is_some_and(|age| age <= Context::fresh_for());
+        let trouble = seen.as_ref().and_then(|seen| seen.trouble.clone());
         let vm = seen.and_then(|seen| seen.seen).filter(|_| fresh);
         VmView {
             region: self.ctx.region.clone(),
             place: self.ctx.here(&record.cluster),
             power: vm.as_ref().map(|vm| vm.power).into(),
             power_age_ms: age,
+            trouble,
             held: vm.as_ref().is_some_and(|vm| vm.hold.is_some()),
             observed_at: self.ctx.clock.wall(),
             age_ms: Millis(0),

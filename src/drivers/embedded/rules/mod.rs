@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::drivers::SwitchKey;
-use crate::types::{Fence, GuestPower, Millis};
+use crate::types::{Attempt, Fence, GuestPower, Millis, Sight};
 
 mod event;
 
@@ -155,6 +155,30 @@ impl Rules {
         }
     }
 
+    /// What the host says of the VM, whose guest did so many ticks; `None` if it is not here.
+    pub fn sight(&self, tick: u64) -> Option<Sight> {
+        if !self.is_listed() {
+            return None;
+        }
+        let (mut hold, mut paused_for, mut receiving) = (None, None, None);
+        match self.power {
+            Power::Held { key, .. } => hold = Some(key),
+            Power::Paused { key } => paused_for = Some(key),
+            Power::Receiving { key, stage, .. } => receiving = Some((key, stage == Stage::Sealed)),
+            _ => {}
+        }
+        Some(Sight {
+            power: self.guest_power(),
+            fence: self.fence,
+            attempt: self.newest.map_or(Attempt(0), |key| key.attempt),
+            hold,
+            paused_for,
+            spent: self.spent,
+            receiving,
+            tick,
+        })
+    }
+
     /// Whether this attempt can never pause or hold again.
     pub fn is_spent(&self, key: SwitchKey) -> bool {
         self.spent.is_some_and(|spent| key.attempt <= spent.attempt)
@@ -221,6 +245,12 @@ impl Rules {
             Power::Running => Ok((next, vec![Effect::Persist, Effect::Refence])),
             Power::Paused { .. } => Err(Refusal::No("the VM is paused for a switch")),
             Power::Held { .. } => Err(Refusal::No("the VM is held: only the decision frees it")),
+            // Only its owner names the fence that it was offered with, and this region owns it since the transfer.
+            Power::Receiving { key, fence: offered, stage: Stage::DiskOnly } if fence >= offered => {
+                let mut next = Rules { activated: Some(key), ..next };
+                next.spend_newest();
+                Ok((next, vec![Effect::Persist, Effect::BootReceipt]))
+            }
             Power::Receiving { .. } => Err(Refusal::No("the VM is being received")),
             Power::Absent if self.retired.is_empty() => Err(Refusal::NotFound),
             Power::Absent => Err(Refusal::No("the VM was retired: it lives elsewhere")),
@@ -324,11 +354,8 @@ impl Rules {
             Power::Receiving { key: mine, stage, .. } if mine == key => match stage {
                 Stage::Open => Err(Refusal::No("not sealed: it does not have everything")),
                 Stage::Sealed => Ok((next, vec![Effect::Persist, Effect::ActivateReceipt])),
-                Stage::DiskOnly => {
-                    let mut next = next;
-                    next.spend_newest();
-                    Ok((next, vec![Effect::Persist, Effect::BootReceipt]))
-                }
+                // A guest that forgets what it was doing is its owner's to decide on: see `start`.
+                Stage::DiskOnly => Err(Refusal::No("its memory was lost with the host; its disk is here")),
             },
             Power::Receiving { .. }
             | Power::Absent
@@ -509,7 +536,12 @@ impl Rules {
         if next.retired.remove(&fence) {
             return Ok((next, vec![Effect::PurgeDisk { fence }, Effect::Persist]));
         }
-        if fence > self.fence { Err(Refusal::NotFound) } else { self.same() }
+        match self.power {
+            _ if fence <= self.fence => self.same(),
+            Power::Absent => Err(Refusal::NotFound),
+            // Whoever thinks that it is destroyed must not forget that it is not.
+            _ => Err(Refusal::No("the VM is here and was not retired with this fence")),
+        }
     }
 
     // -- what happens by itself --------------------------------------------------
