@@ -176,71 +176,56 @@ impl SourceJob {
         Ok(Ok(()))
     }
 
-    /// Makes an advance durable, with all that belongs to it.
+    /// Makes an advance durable, with all that belongs to it. If all that its state wants is a decision, that is recorded
+    /// in the same transaction: the guest stands still meanwhile.
     async fn journal(&mut self, input: Input, next: Source, key: Option<RequestKey>) -> Result<(), HandlerError> {
         let (was, will) = (self.state.phase.step(), next.phase.step());
         if was != will {
             self.ctx.kill.pass(will, Side::Source, Moment::BeforeWrite);
         }
         self.note_switch(&input, &next);
+        let proposal = self.proposes(&next);
         let advance = Advance { key, ..self.prepare_write(input, next) };
-        let written = self
+        let (entered, decided) = self
             .ctx
             .store
             .transact(Work::Finish, move |txn| {
                 advance.write(txn)?;
-                Ok::<_, StoreError>(advance.after)
+                let decided = proposal.map(|decision| advance.then().decide(txn, decision)).transpose()?;
+                Ok::<_, StoreError>((advance.after, decided))
             })
             .await
             .map_err(store_failed)?;
-        self.entered(written, was != will);
+        self.entered(entered, was != will);
+        if let Some(decided) = decided {
+            self.decided(decided);
+        }
         Ok(())
     }
 
-    /// Proposes `decision`, and journals what stands then, in one transaction: the first recorded wins.
-    async fn decide(&mut self, decision: Decision) -> Result<(), HandlerError> {
-        let input =
-            |decided| Input { attempt: self.state.attempt, step: Some(Step::Decide), event: Event::Decided(decided) };
+    /// What `state` wants proposed, if that is all it wants.
+    fn proposes(&self, state: &Source) -> Option<Decision> {
+        let [Command::Decide(decision)] = source::commands(state)[..] else { return None };
         if decision == Decision::Transfer {
             // The entry of the next step is written by the same transaction.
             self.ctx.kill.pass(Step::Switch, Side::Source, Moment::BeforeWrite);
         }
-        let template = self.prepare_write(input(decision), self.state.clone());
-        let after = self
-            .ctx
-            .store
-            .transact(Work::Finish, move |txn| {
-                let state = &template.before;
-                let known = tables::decisions_in(txn, state.vm)?;
-                let (stands, record) = match known.propose(state.attempt, decision, &state.to, state.next_fence) {
-                    Proposed::Recorded(record) => (decision, Some(record)),
-                    Proposed::Stands(stands) => (stands, None),
-                    // An attempt below the highest decided one can never become a transfer.
-                    Proposed::Superseded(_) => (Decision::Abort, None),
-                };
-                if let Some(record) = record {
-                    tables::put_decisions(txn, state.vm, &record)?;
-                }
-                let mut advance = template.clone();
-                advance.entry.input.event = Event::Decided(stands);
-                match source::step(state, &advance.entry.input) {
-                    Verdict::Advance(next) => advance.after = next,
-                    Verdict::Ignore(why) | Verdict::Refuse(why) => {
-                        return Err(StoreError::Damaged {
-                            what: format!("journal of {}", state.job),
-                            detail: format!("it can't take {stands:?}: {why}"),
-                        });
-                    }
-                }
-                advance.write(txn)?;
-                Ok(advance.after)
-            })
-            .await
-            .map_err(store_failed)?;
+        Some(decision)
+    }
+
+    /// Proposes `decision` for the state that the job was read back with.
+    async fn decide(&mut self, decision: Decision) -> Result<(), HandlerError> {
+        let advance = self.prepare_write(deciding(&self.state), self.state.clone());
+        let work = self.ctx.store.transact(Work::Finish, move |txn| advance.decide(txn, decision));
+        let after = work.await.map_err(store_failed)?;
+        self.decided(after);
+        Ok(())
+    }
+
+    fn decided(&mut self, after: Source) {
         self.ctx.kill.pass(Step::Decide, Side::Source, Moment::AfterEffect);
         let changed = after.phase.step() != Step::Decide;
         self.entered(after, changed);
-        Ok(())
     }
 
     fn prepare_write(&self, input: Input, after: Source) -> Advance {
@@ -287,12 +272,11 @@ impl SourceJob {
     async fn perform(&mut self) -> Result<(), HandlerError> {
         loop {
             self.stop_tasks();
-            let commands = source::commands(&self.state);
-            if let [Command::Decide(decision)] = commands.as_slice() {
-                self.decide(*decision).await?;
+            if let Some(decision) = self.proposes(&self.state) {
+                self.decide(decision).await?;
                 continue;
             }
-            for command in commands {
+            for command in source::commands(&self.state) {
                 self.issue(command);
             }
             return Ok(());
@@ -404,7 +388,51 @@ struct Advance {
     key: Option<RequestKey>,
 }
 
+/// The input by which a decision becomes known to `state`; which one is written once it is recorded.
+fn deciding(state: &Source) -> Input {
+    Input { attempt: state.attempt, step: Some(Step::Decide), event: Event::Decided(Decision::Abort) }
+}
+
 impl Advance {
+    /// The one that comes next, if this one's state waits for a decision.
+    fn then(&self) -> Advance {
+        Advance {
+            before: self.after.clone(),
+            entry: JournalEntry { input: deciding(&self.after), at: self.entry.at },
+            entries: self.entries + 1,
+            key: None,
+            ..self.clone()
+        }
+    }
+
+    /// Proposes `decision`, and journals what stands then: the first recorded wins. The state after that.
+    fn decide(&self, txn: &mut Txn<'_, '_>, decision: Decision) -> Result<Source, StoreError> {
+        let state = &self.before;
+        let known = tables::decisions_in(txn, state.vm)?;
+        let (stands, record) = match known.propose(state.attempt, decision, &state.to, state.next_fence) {
+            Proposed::Recorded(record) => (decision, Some(record)),
+            Proposed::Stands(stands) => (stands, None),
+            // An attempt below the highest decided one can never become a transfer.
+            Proposed::Superseded(_) => (Decision::Abort, None),
+        };
+        if let Some(record) = record {
+            tables::put_decisions(txn, state.vm, &record)?;
+        }
+        let mut advance = self.clone();
+        advance.entry.input.event = Event::Decided(stands);
+        match source::step(state, &advance.entry.input) {
+            Verdict::Advance(next) => advance.after = next,
+            Verdict::Ignore(why) | Verdict::Refuse(why) => {
+                return Err(StoreError::Damaged {
+                    what: format!("journal of {}", state.job),
+                    detail: format!("it can't take {stands:?}: {why}"),
+                });
+            }
+        }
+        advance.write(txn)?;
+        Ok(advance.after)
+    }
+
     fn write(&self, txn: &mut Txn<'_, '_>) -> Result<(), StoreError> {
         let job = self.after.job;
         tables::append(txn, job, &JobEntry::Source(self.entry.clone()))?;

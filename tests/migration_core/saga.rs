@@ -540,6 +540,7 @@ fn shown(saga: &Saga, outcome: Outcome) -> String {
 /// How a job ends, and with which attempt, after something failed once at a step: the source's host dies, the target's
 /// host dies, the source's host says no, the target (or its host) says no, nothing happens until patience ends.
 /// Reviving is reached by a cancel at the hold, resuming by one while copying, parking by a quarantine while copying.
+/// A target whose host died after it sealed has the disk and no memory: once decided, it waits for a person's word.
 const AFTER_A_FAILURE: &str = "
     queue    source   rolled-back/1 completed/1   completed/1   completed/1   completed/1
     reserve  source   rolled-back/1 completed/1   rolled-back/1 rolled-back/1 rolled-back/1
@@ -550,10 +551,10 @@ const AFTER_A_FAILURE: &str = "
     pause    source   rolled-back/1 completed/2   completed/2   completed/2   completed/2
     seal     source   rolled-back/2 completed/2   completed/2   completed/2   completed/2
     seal     target   rolled-back/2 completed/2   completed/2   completed/2   completed/1
-    hold     source   rolled-back/1 completed/1   completed/2   completed/1   completed/1
-    decide   source   completed/1   completed/1   completed/1   completed/1   completed/1
-    switch   source   completed/1   completed/1   completed/1   completed/1   completed/1
-    switch   target   completed/1   completed/1   completed/1   parked/1      completed/1
+    hold     source   rolled-back/1 parked/1      completed/2   completed/1   completed/1
+    decide   source   completed/1   parked/1      completed/1   completed/1   completed/1
+    switch   source   completed/1   parked/1      completed/1   completed/1   completed/1
+    switch   target   completed/1   parked/1      completed/1   parked/1      completed/1
     verify   source   completed/1   completed/1   completed/1   completed/1   completed/1
     verify   target   completed/1   completed/1   completed/1   completed/1   completed/1
     resume   source   cancelled/1   cancelled/1   cancelled/1   cancelled/1   cancelled/1
