@@ -112,6 +112,8 @@ async fn a_target_whose_host_died_after_the_decision_boots_from_its_disk_by_its_
         try_call(&b, HostCall::Start { vm, fence: Fence::FIRST }).await,
         Err(HostError::Refused { .. } | HostError::Fenced { .. })
     ));
+    // As it could also be deleted: by its owner, and by nobody who names an older fence.
+    assert!(try_call(&b, HostCall::Delete { vm, fence: Fence::FIRST }).await.is_err());
     call(&b, HostCall::Start { vm, fence: fence(2) }).await;
     call(&b, HostCall::Activate { key, fence: fence(2) }).await;
     ticked(&b, vm, 5).await;

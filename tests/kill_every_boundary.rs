@@ -10,10 +10,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use novafed::admin::client::{Ask, ClientError};
-use novafed::admin::{LinkView, Page, VmView};
+use novafed::admin::{FederationStatus, LinkView, Page, VmView};
 use novafed::chaos::federation::{Federation, RegionPlan, Setup};
 use novafed::chaos::process::{Run, wait_for};
 use novafed::decision::migration::steps::{KillPoint, Moment, Side, Step};
+use novafed::drivers::{HostCall, HostReply};
 use novafed::types::*;
 
 const END_MS_MAX: Millis = Millis(60_000);
@@ -315,7 +316,7 @@ async fn a_memory_that_is_lost_after_the_decision_waits_for_a_persons_word() {
     let mut bench = Bench::start(run.dir()).await;
     let (us, there) = (bench.us.clone(), place("us/us-a"));
     let point = "switch:target:before-write".parse().unwrap();
-    for started_by_hand in [false, true] {
+    for word in ["retry", "start", "delete"] {
         let (vm, spec) = bench.create().await;
         let (_, _, first, died) = bench.killed_at(vm, point).await;
         assert!(died, "the node died at {point}");
@@ -330,13 +331,30 @@ async fn a_memory_that_is_lost_after_the_decision_waits_for_a_persons_word() {
             let seen: VmView = bench.fed.get(&us, &format!("/v2/vms/{vm}")).await.map_err(|e| e.to_string())?;
             assert_ne!(seen.power.word(), "running", "nobody said that it may forget what it did");
             match seen.trouble {
-                Some(why) if why.contains("from its disk") => Ok(()),
-                other => Err(format!("{other:?}")),
+                Some(why) if why.contains("from its disk") && seen.power.word() == "lost" => Ok(()),
+                other => Err(format!("{}: {other:?}", seen.power.word())),
             }
         })
         .await
         .unwrap();
-        if started_by_hand {
+        let federation: FederationStatus = bench.fed.get(&us, "/v2/federation/status").await.unwrap();
+        assert!(federation.issues.iter().any(|issue| issue.code == "vms-lost"), "{:?}", federation.issues);
+        if word == "delete" {
+            bench.fed.api(&us).unwrap().ask(Ask::delete(format!("/v2/vms/{vm}"))).await.unwrap();
+            wait_for("the host to have it no more", END_MS_MAX, async || {
+                match bench.fed.observe(&there, HostCall::Get { vm }).await.map_err(|e| e.to_string())? {
+                    HostReply::Vm(None) => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            })
+            .await
+            .unwrap();
+            let abandon = format!("/v2/migrations/{job}/abandon");
+            let _: MigrationStatus = bench.fed.post(&bench.eu, &abandon, &serde_json::json!({})).await.unwrap();
+            assert_eq!(bench.end_of(job).await.state, JobState::Completed);
+            continue;
+        }
+        if word == "start" {
             let _: VmView = bench.fed.post(&us, &format!("/v2/vms/{vm}/start"), &()).await.unwrap();
             bench.fed.powered(&us, vm, "running").await.unwrap();
         }

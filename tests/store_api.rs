@@ -359,6 +359,31 @@ async fn a_peer_that_presents_an_earlier_incarnation_is_refused_also_after_a_res
     let next = Lineage { before: vec![50, 40], ..at(6, 60) };
     assert_eq!(admit(&store, next).await, IncarnationVerdict::Accept);
     assert_eq!(admit(&store, at(5, 50)).await, IncarnationVerdict::Stale);
+    // A late hello of its own former life does not stand in the way of its next one.
+    let after = Lineage { before: vec![60, 50, 40], ..at(7, 70) };
+    assert_eq!(admit(&store, after).await, IncarnationVerdict::Accept);
+}
+
+#[tokio::test]
+async fn a_copy_that_is_started_again_and_again_is_never_accepted_by_its_peers() {
+    let store = memory();
+    let admit = async |lives: &Lineage| {
+        let lives = lives.clone();
+        transact(&store, move |txn| txn.admit_peer(&us(), &lives)).await
+    };
+    let mut truth = Lineage::after(None, 1);
+    for life in 2..=60 {
+        truth = Lineage::after(Some(truth), life);
+    }
+    let mut copy = truth.clone();
+    truth = Lineage::after(Some(truth), 61);
+    assert_eq!(admit(&truth).await, IncarnationVerdict::Accept);
+    for start in 0..300 {
+        copy = Lineage::after(Some(copy), 1_000 + start);
+        assert_eq!(admit(&copy).await, IncarnationVerdict::Stale, "start {start}");
+    }
+    truth = Lineage::after(Some(truth), 62);
+    assert_eq!(admit(&truth).await, IncarnationVerdict::Accept, "the true one comes back");
 }
 
 #[tokio::test]

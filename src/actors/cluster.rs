@@ -233,6 +233,13 @@ impl Cluster {
         let call = match (repair, record) {
             (Repair::Nothing, _) => {
                 self.trouble.remove(&vm);
+                // A word that was given for one loss is not good for the next: its start was seen under the fence that
+                // it was given with.
+                let started =
+                    |seen: &VmObservation| fence.is_some_and(|f| seen.fence >= f) && !seen.sight().memory_lost();
+                if self.seen.get(&vm).is_some_and(started) {
+                    self.may_start_lost.remove(&vm);
+                }
                 return;
             }
             (Repair::Report(why), _) => {

@@ -218,8 +218,11 @@ impl Context {
         let (ctx, by) = (self.clone(), format!("the host of cluster {cluster}"));
         let why = format!("{by} knows life {known} of this region's store, this is {}", self.store.incarnation());
         tokio::spawn(async move {
-            if let Err(error) = ctx.store.refuse_for_ever(by, known).await {
-                tracing::error!(%error, "that this is an older copy could not be written down");
+            let written = ctx.store.refuse_for_ever(by, known);
+            match tokio::time::timeout(limits::REQUEST_MS.duration(), written).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "that this is an older copy could not be written down"),
+                Err(_) => tracing::error!("that this is an older copy was not written down in time"),
             }
             ctx.fail(why);
         });

@@ -44,9 +44,13 @@ impl Directory {
             let since = now.since(entry.received);
             for view in &entry.clusters {
                 let age_ms = view.age_ms.map(|age| Millis(age.0.saturating_add(since.0)));
-                let since_ms = Millis(view.since_ms.0.saturating_add(since.0));
                 let stale = view.stale || age_ms.is_none_or(|age| age > Context::fresh_for());
                 let state = if stale { ClusterState::Unknown } else { view.state };
+                // What is stale has been unknown since it became so.
+                let since_ms = match age_ms.filter(|_| stale) {
+                    Some(age) => Millis(age.0.saturating_sub(Context::fresh_for().0)),
+                    None => Millis(view.since_ms.0.saturating_add(since.0)),
+                };
                 let reason = if stale && !view.stale {
                     format!("its region was last heard {since} ago; then it was {:?}: {}", view.state, view.reason)
                 } else {

@@ -2,11 +2,9 @@
 //! Always: a host that lives is adopted, never started twice (it holds a lock); nobody waits for a start: a host that
 //! can't be started keeps neither its region nor the other hosts from their work. Its VMs' fate is not decided here.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use super::cluster::ClusterMessage;
-use super::mailbox::{Class, Handle};
 use crate::drivers::embedded::launch::{self, Launch};
 use crate::types::chain;
 
@@ -14,18 +12,12 @@ use crate::types::chain;
 pub struct HostKeeper {
     launch: Launch,
     busy: AtomicBool,
-    clusters: Mutex<Vec<Handle<ClusterMessage>>>,
 }
 
 impl HostKeeper {
     /// Of the host that `launch` describes.
     pub fn new(launch: Launch) -> Arc<HostKeeper> {
-        Arc::new(HostKeeper { launch, busy: AtomicBool::new(false), clusters: Mutex::default() })
-    }
-
-    /// A cluster that the host serves: told to look as soon as the host answers.
-    pub fn serves(&self, cluster: Handle<ClusterMessage>) {
-        self.clusters.lock().unwrap_or_else(PoisonError::into_inner).push(cluster);
+        Arc::new(HostKeeper { launch, busy: AtomicBool::new(false) })
     }
 
     /// Adopts the host, or starts it if it died; returns at once.
@@ -36,16 +28,10 @@ impl HostKeeper {
         let keeper = self.clone();
         tokio::spawn(async move {
             match launch::ensure_running(&keeper.launch).await {
-                Ok(running) => {
-                    tracing::info!(
-                        host = %keeper.launch.name, pid = running.process.pid, adopted = running.adopted,
-                        "the host answers"
-                    );
-                    for cluster in keeper.clusters.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                        // One that is gone has no use for it.
-                        let _ = cluster.cast(Class::Control, ClusterMessage::Look);
-                    }
-                }
+                Ok(running) => tracing::info!(
+                    host = %keeper.launch.name, pid = running.process.pid, adopted = running.adopted,
+                    "the host answers"
+                ),
                 Err(error) => {
                     tracing::error!(host = %keeper.launch.name, error = chain(&error), "the host can't be started");
                 }

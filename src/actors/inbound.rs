@@ -116,7 +116,7 @@ impl Inbound for Receiver {
         Box::pin(async move {
             let judged = ctx.store.transact(Work::Finish, move |txn| txn.admit_peer(&peer, &lineage)).await;
             // What can't be remembered can't be accepted.
-            judged.unwrap_or(IncarnationVerdict::Stale)
+            judged.unwrap_or(IncarnationVerdict::NotNow)
         })
     }
 }

@@ -181,7 +181,7 @@ impl Serve for SourceActor {
         if self.crashes >= limits::JOB_CRASHES_MAX {
             // Also if it does not even get as far as to park.
             stand(&self.ctx, self.job, Standing::Away);
-            // One more would park the actor where only the tree shows it: the job parks itself instead.
+            // One more and its supervisor gives the actor up: the job parks itself before, with words for a person.
             let input = Input { attempt: shell.state.attempt, step: None, event: Event::Quarantined };
             ctx.this().cast(Class::Fencing, SourceMessage::Input(input))?;
         } else {

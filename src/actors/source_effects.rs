@@ -1,7 +1,7 @@
 //! Effects of a migration's source side. Owns: calls to the source's host, questions to the target, the pump of bytes.
 //! Always: each effect is a task tied to the state that asked for it and tells its outcome to the job; an outcome that is
 //! not known is told as such. Waiting for an absent peer has its way out in the job's patience.
-//! Not here: what an outcome means (`decision/migration/source/step.rs`).
+//! Not here: which event an answer is (`decision/migration/outcomes.rs`), what follows (`source/step.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -145,17 +145,16 @@ async fn host(effect: &Effect, call: HostCall, done: Event) {
         }
         other => said(other).1,
     };
-    let event = match (outcomes::of_source_host(&said, &done), said) {
-        (Some(event), _) => event,
-        (None, Said::Refused { why }) => match effect.look().await {
+    let event = match outcomes::of_source_host(said, done) {
+        Ok(event) => event,
+        Err(why) => match effect.look().await {
             Ok(seen) => {
                 let sight = seen.as_ref().map(VmObservation::sight);
                 outcomes::of_refusal(sight.as_ref(), effect.key, effect.step, why)
             }
-            Err(_) => Event::SourceRefused { why },
+            // A refusal that is not understood settles nothing.
+            Err(_) => Event::Unknown,
         },
-        // Only a refusal is not an event by itself.
-        (None, _) => Event::Unknown,
     };
     effect.tell(event);
 }

@@ -115,7 +115,8 @@ impl SourceJob {
     pub async fn begin(&mut self) -> Result<(), HandlerError> {
         tracing::info!(job = %self.state.job, step = self.state.phase.step().name(), resumed = self.resumed, "job runs");
         jobs::stand(&self.ctx, self.state.job, Standing::of(self.state.phase.step()));
-        self.perform().await
+        self.perform();
+        Ok(())
     }
 
     /// How many entries its journal has.
@@ -172,7 +173,7 @@ impl SourceJob {
             self.ctx.kill.pass(before, Side::Source, Moment::AfterEffect);
         }
         self.journal(input, next, key).await?;
-        self.perform().await?;
+        self.perform();
         Ok(Ok(()))
     }
 
@@ -184,7 +185,14 @@ impl SourceJob {
             self.ctx.kill.pass(will, Side::Source, Moment::BeforeWrite);
         }
         self.note_switch(&input, &next);
-        let proposal = self.proposes(&next);
+        let proposal = match source::commands(&next)[..] {
+            [Command::Decide(decision)] => Some(decision),
+            _ => None,
+        };
+        if proposal == Some(Decision::Transfer) {
+            // The entry of the next step is written by the same transaction.
+            self.ctx.kill.pass(Step::Switch, Side::Source, Moment::BeforeWrite);
+        }
         let advance = Advance { key, ..self.prepare_write(input, next) };
         let (entered, decided) = self
             .ctx
@@ -200,25 +208,6 @@ impl SourceJob {
         if let Some(decided) = decided {
             self.decided(decided);
         }
-        Ok(())
-    }
-
-    /// What `state` wants proposed, if that is all it wants.
-    fn proposes(&self, state: &Source) -> Option<Decision> {
-        let [Command::Decide(decision)] = source::commands(state)[..] else { return None };
-        if decision == Decision::Transfer {
-            // The entry of the next step is written by the same transaction.
-            self.ctx.kill.pass(Step::Switch, Side::Source, Moment::BeforeWrite);
-        }
-        Some(decision)
-    }
-
-    /// Proposes `decision` for the state that the job was read back with.
-    async fn decide(&mut self, decision: Decision) -> Result<(), HandlerError> {
-        let advance = self.prepare_write(deciding(&self.state), self.state.clone());
-        let work = self.ctx.store.transact(Work::Finish, move |txn| advance.decide(txn, decision));
-        let after = work.await.map_err(store_failed)?;
-        self.decided(after);
         Ok(())
     }
 
@@ -269,17 +258,10 @@ impl SourceJob {
         }
     }
 
-    async fn perform(&mut self) -> Result<(), HandlerError> {
-        loop {
-            self.stop_tasks();
-            if let Some(decision) = self.proposes(&self.state) {
-                self.decide(decision).await?;
-                continue;
-            }
-            for command in source::commands(&self.state) {
-                self.issue(command);
-            }
-            return Ok(());
+    fn perform(&mut self) {
+        self.stop_tasks();
+        for command in source::commands(&self.state) {
+            self.issue(command);
         }
     }
 

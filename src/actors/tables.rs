@@ -144,8 +144,12 @@ pub fn end_source(txn: &mut Txn<'_, '_>, job: JobId, ended: &SourceJobEnded) -> 
     txn.delete(Table::Jobs, &source_key(job))?;
     txn.put(Table::JobsEnded, &source_key(job), ended)?;
     if let Some(oldest) = keep(txn, "jobs-ended", limits::JOBS_ENDED_MAX, &job.to_string())? {
-        txn.delete(Table::JobsEnded, &format!("source/{oldest}"))?;
-        forget_journal(txn, &oldest)?;
+        let oldest = job_in_ring(&oldest)?;
+        txn.delete(Table::JobsEnded, &source_key(oldest))?;
+        // Of a move inside the region the target's side may be open still: it is folded from the same journal.
+        if target_job_in(txn, oldest)?.is_none() {
+            txn.forget_job(oldest)?;
+        }
     }
     Ok(())
 }
@@ -155,22 +159,28 @@ pub fn end_source(txn: &mut Txn<'_, '_>, job: JobId, ended: &SourceJobEnded) -> 
 pub fn end_target(txn: &mut Txn<'_, '_>, job: JobId, ended: &TargetJobEnded) -> Result<(), StoreError> {
     txn.delete(Table::Jobs, &target_key(job))?;
     txn.put(Table::JobsEnded, &target_key(job), ended)?;
-    let inside = ended.last.from.region == ended.last.to.region;
-    if !inside && let Some(oldest) = keep(txn, "jobs-received", limits::JOBS_ENDED_MAX, &job.to_string())? {
-        forget_journal(txn, &oldest)?;
+    if let Some(oldest) = keep(txn, "jobs-received", limits::JOBS_ENDED_MAX, &job.to_string())? {
+        let oldest = job_in_ring(&oldest)?;
+        let other_side: [Option<()>; 2] = [
+            txn.get::<SourceJobRecord>(Table::Jobs, &source_key(oldest))?.map(|_| ()),
+            txn.get::<SourceJobEnded>(Table::JobsEnded, &source_key(oldest))?.map(|_| ()),
+        ];
+        // Of a move inside the region the journal is the source's, too.
+        if other_side.iter().all(Option::is_none) {
+            txn.forget_job(oldest)?;
+        }
     }
     Ok(())
 }
 
-fn forget_journal(txn: &mut Txn<'_, '_>, job: &str) -> Result<(), StoreError> {
-    match job.parse() {
-        Ok(job) => txn.forget_job(job),
-        Err(_) => Err(StoreError::Damaged { what: "a ring of jobs".into(), detail: format!("'{job}' is no job id") }),
-    }
+fn job_in_ring(name: &str) -> Result<JobId, StoreError> {
+    name.parse()
+        .map_err(|_| StoreError::Damaged { what: "a ring of jobs".into(), detail: format!("'{name}' is no job id") })
 }
 
 /// Takes note of the newest of the `max` things of a kind that are kept, and tells the oldest, whose place it takes.
-/// A ring of rows by number finds that without a scan.
+/// A ring of rows by number finds that without a scan; `max` may grow from build to build, but not shrink: rows beyond
+/// it would never be found again.
 fn keep(txn: &mut Txn<'_, '_>, kind: &str, max: usize, name: &str) -> Result<Option<String>, StoreError> {
     let count = format!("ring/{kind}");
     let number = txn.get::<RingCount>(Table::Meta, &count)?.map_or(0, |count| count.number) + 1;

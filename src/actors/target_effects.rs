@@ -1,6 +1,6 @@
 //! Effects of a migration's target side. Owns: calls to the target's host, the question for the decision.
 //! Always: each effect is a task tied to the state that asked for it and tells its outcome to the job.
-//! Not here: what an outcome means (`decision/migration/target.rs`).
+//! Not here: which event an answer is (`decision/migration/outcomes.rs`), what follows (`target.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -217,11 +217,7 @@ impl Effect {
     async fn discard(&self) {
         let call = HostCall::DiscardReceive { key: self.key };
         let (_, event) = self.settle(call, Event::HostDiscarded).await;
-        if event != Event::HostDiscarded {
-            // A later attempt or a running VM stands there, or nothing: of this job nothing is left to throw away.
-            tracing::info!(job = %self.key.job, ?event, "nothing was discarded");
-        }
-        self.tell(Event::HostDiscarded);
+        self.tell(event);
     }
 
     /// Law 6.3 f: the target is told by the decision itself; a lost message is made up for by asking.

@@ -303,7 +303,8 @@ pub trait Region: Send + Sync + 'static {
     fn tree(&self) -> Answer<'_, TreeNode>;
     /// Starts an actor anew, and forgives its crashes: the way out of a parked one. `supervisor` and `actor` are their
     /// names in the tree.
-    fn restart_actor(&self, context: RequestContext, supervisor: String, actor: String) -> Answer<'_, TreeNode>;
+    /// Repeatable.
+    fn restart_actor(&self, supervisor: String, actor: String) -> Answer<'_, TreeNode>;
     /// Links to the peers, ordered by name.
     fn links(&self) -> Answer<'_, Vec<LinkView>>;
     /// The store.

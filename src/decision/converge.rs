@@ -83,19 +83,19 @@ pub fn converge(
         return Repair::AbortAndResume(paused);
     }
     match (seen.power, record.desired) {
+        (_, DesiredPower::Running) if lost_may_start && seen.memory_lost() => Repair::Start,
         (GuestPower::Running, DesiredPower::Running) => Repair::Nothing,
         (GuestPower::Running | GuestPower::Paused, DesiredPower::Stopped) => Repair::Stop,
         (GuestPower::Paused, DesiredPower::Running) => Repair::Report("it is paused and nobody says for what"),
         (GuestPower::Stopped, DesiredPower::Running) => Repair::Start,
         (GuestPower::Stopped | GuestPower::Lost, DesiredPower::Stopped) => Repair::Nothing,
-        (GuestPower::Lost, DesiredPower::Running) if lost_may_start => Repair::Start,
         (GuestPower::Lost, DesiredPower::Running) => {
             Repair::Report("its host died and its memory is lost; start it again from its disk")
         }
-        (GuestPower::Receiving, DesiredPower::Running) if lost_may_start => Repair::Start,
-        (GuestPower::Receiving, DesiredPower::Running) => {
+        (GuestPower::Receiving, DesiredPower::Running) if seen.memory_lost() => {
             Repair::Report("its host died before it could start it here; start it again from its disk")
         }
+        (GuestPower::Receiving, DesiredPower::Running) => Repair::Report("it was received here and does not run yet"),
         (GuestPower::Receiving, DesiredPower::Stopped) => Repair::Nothing,
         (GuestPower::Retired, _) => Repair::Report("its host says that it was retired, and this region owns it"),
     }

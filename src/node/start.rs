@@ -213,7 +213,6 @@ async fn start_clusters(
         };
         let handle: Handle<ClusterMessage> = Handle::new(ctx.clock, Admission::default());
         ctx.add_cluster(cluster.id.clone(), LocalCluster { driver: driver.clone(), actor: handle.clone() });
-        keeper.serves(handle.clone());
         let (ctx, keeper, me) = (ctx.clone(), keeper.clone(), handle.clone());
         let (id, host, kind) = (cluster.id.clone(), cluster.host(), cluster.driver.name());
         let spec = ChildSpec::actor(format!("cluster-{id}"), &handle, move |_| {

@@ -51,11 +51,13 @@ struct Watermark {
 }
 stored!(Watermark, b"wtmk");
 
-/// The latest incarnation of a peer that this region has accepted.
+/// What this region knows of the lives of a peer's store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerRecord {
-    /// Its incarnation.
-    pub incarnation: Incarnation,
+    /// The latest that was accepted, with those before it.
+    pub accepted: Lineage,
+    /// The latest of a copy that was refused.
+    pub refused: Option<Incarnation>,
 }
 stored!(PeerRecord, b"peer");
 
@@ -154,10 +156,23 @@ impl Txn<'_, '_> {
     /// # Errors
     /// A read error.
     pub fn admit_peer(&mut self, peer: &RegionName, presented: &Lineage) -> Result<IncarnationVerdict, StoreError> {
-        let known = self.get::<PeerRecord>(Table::Peers, peer.as_str())?.map(|record| record.incarnation);
-        let verdict = presented.judge(known);
-        if verdict == IncarnationVerdict::Accept && known != Some(presented.now) {
-            self.put(Table::Peers, peer.as_str(), &PeerRecord { incarnation: presented.now })?;
+        let record = self.get::<PeerRecord>(Table::Peers, peer.as_str())?;
+        let refused = record.as_ref().and_then(|record| record.refused);
+        // A copy that was refused is known again by its own lives, however far it counts since.
+        let verdict = match refused {
+            Some(refused) if presented.names(refused) => IncarnationVerdict::Stale,
+            Some(_) | None => presented.judge(record.as_ref().map(|record| record.accepted.now)),
+        };
+        let next = match (verdict, &record) {
+            // A late hello of an earlier life of the true store is refused, too, and is no copy.
+            (IncarnationVerdict::Stale, Some(record)) if record.accepted.parts_from(presented) => {
+                PeerRecord { refused: Some(presented.now), ..record.clone() }
+            }
+            (IncarnationVerdict::Accept, _) => PeerRecord { accepted: presented.clone(), refused },
+            (IncarnationVerdict::Stale | IncarnationVerdict::NotNow, _) => return Ok(verdict),
+        };
+        if record.as_ref() != Some(&next) {
+            self.put(Table::Peers, peer.as_str(), &next)?;
         }
         Ok(verdict)
     }
@@ -216,7 +231,10 @@ mod tests {
     #[test]
     fn the_formats_are_frozen() {
         crate::store::fixture::holds(&Watermark { upto: MessageId { incarnation: 3, number: 400 } });
-        crate::store::fixture::holds(&PeerRecord { incarnation: Incarnation { counter: 7, nonce: 0x1234_5678_9abc } });
+        crate::store::fixture::holds(&PeerRecord {
+            accepted: Lineage { now: Incarnation { counter: 7, nonce: 0x1234_5678_9abc }, before: vec![6, 5] },
+            refused: Some(Incarnation { counter: 4, nonce: 9 }),
+        });
     }
 
     #[test]

@@ -70,8 +70,10 @@ pub struct Incarnation {
 pub enum IncarnationVerdict {
     /// The one that is known, or a later one: remember it.
     Accept,
-    /// An earlier one, or another life with the same counter: a stale copy of a store, refuse it.
+    /// An earlier one, or one that does not descend from what is known: a stale copy of a store, refuse it.
     Stale,
+    /// What is known can't be read or written now: refuse it for now.
+    NotNow,
 }
 
 /// Lives of a store that it can still name. So many fit into the hello of a link.
@@ -103,6 +105,28 @@ impl Lineage {
         nonces.insert(0, last.nonce);
         nonces.truncate(LIVES_NAMED_MAX);
         Lineage { now: Incarnation { counter: last.counter + 1, nonce }, before: nonces }
+    }
+
+    /// Whether this is `life`, or names it among those before it.
+    pub fn names(&self, life: Incarnation) -> bool {
+        match self.now.counter.checked_sub(life.counter) {
+            None => false,
+            Some(0) => self.now == life,
+            Some(ago) => usize::try_from(ago - 1).ok().and_then(|at| self.before.get(at)) == Some(&life.nonce),
+        }
+    }
+
+    /// Whether `other`, which is not to be accepted after this, surely has a life of its own: no earlier one of this
+    /// store, but one of a copy.
+    pub fn parts_from(&self, other: &Lineage) -> bool {
+        match self.now.counter.checked_sub(other.now.counter) {
+            // As late as this or later, and refused.
+            None | Some(0) => true,
+            Some(ago) => {
+                let named = usize::try_from(ago - 1).ok().and_then(|at| self.before.get(at));
+                named.is_some_and(|nonce| *nonce != other.now.nonce)
+            }
+        }
     }
 
     /// Judges who presents this by the life that is `known` so far. Of a life that is too long ago to be named only
@@ -151,6 +175,13 @@ mod tests {
             copy = life(&copy, 100 + start);
             assert_eq!(copy.judge(Some(known)), IncarnationVerdict::Stale, "start {start}");
         }
+        // Whoever refused it knows it again by what it was then, also when it counts too far to name what they share.
+        let refused = copy.now;
+        for start in 0..LIVES_NAMED_MAX as u64 {
+            copy = life(&copy, 300 + start);
+            assert!(copy.names(refused), "start {start}");
+        }
+        assert_eq!(copy.judge(Some(known)), IncarnationVerdict::Accept, "the counter alone says nothing");
         // The true one goes on from where it was, also for who missed some of its lives.
         let mut truth = life(&life(&copied, 3), 4);
         for start in 0..3 * LIVES_NAMED_MAX as u64 {
@@ -158,7 +189,7 @@ mod tests {
             for seen in [known, copied.now] {
                 assert_eq!(truth.judge(Some(seen)), IncarnationVerdict::Accept, "start {start}");
             }
-            assert!(truth.before.len() <= LIVES_NAMED_MAX);
+            assert!(truth.before.len() <= LIVES_NAMED_MAX && !truth.names(refused));
         }
     }
 

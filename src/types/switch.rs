@@ -36,6 +36,14 @@ pub struct Sight {
     pub tick: u64,
 }
 
+impl Sight {
+    /// Whether the guest's memory is gone with a host that died, also if it never ran here: what was received and sealed
+    /// is its disk then. Of a VM that is still being received this says nothing.
+    pub fn memory_lost(&self) -> bool {
+        self.power == GuestPower::Lost || matches!(self.receiving, Some((_, false)))
+    }
+}
+
 /// A stream of a VM's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Channel {

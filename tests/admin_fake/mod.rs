@@ -315,7 +315,7 @@ impl Region for FakeRegion {
         self.changes.subscribe()
     }
 
-    fn restart_actor(&self, _: RequestContext, supervisor: String, actor: String) -> Answer<'_, TreeNode> {
+    fn restart_actor(&self, supervisor: String, actor: String) -> Answer<'_, TreeNode> {
         Box::pin(async move {
             let tree = self.tree().await?;
             let found = tree.children.into_iter().find(|child| child.name == actor || supervisor == "migrations");

@@ -352,8 +352,8 @@ impl Model {
     ) -> Heard {
         let called = self.call_host(w, Side::Source, &event);
         let next = called.as_ref().map_or(*w, |(next, _)| *next);
-        let heard = outcomes::of_source_host(&said(&called), done)
-            .unwrap_or_else(|| outcomes::of_refusal(self.sight(w, Side::Source).as_ref(), key, step, String::new()));
+        let heard = outcomes::of_source_host(said(&called), done.clone())
+            .unwrap_or_else(|why| outcomes::of_refusal(self.sight(w, Side::Source).as_ref(), key, step, why));
         (next, vec![mute_source(heard)])
     }
 
@@ -532,9 +532,7 @@ impl Model {
                 Some(heard) => (*w, heard),
                 None => return (*w, vec![]),
             },
-            C::DiscardReceive => {
-                (self.host_event(w, Side::Target, &HostEvent::DiscardReceive { key }), TargetEvent::HostDiscarded)
-            }
+            C::DiscardReceive => self.ask_target_host(w, HostEvent::DiscardReceive { key }, TargetEvent::HostDiscarded),
             C::AskDecision => match self.log(w).answer(attempt) {
                 DecisionAnswer::Undecided => return (*w, vec![]),
                 told => (*w, TargetEvent::Told(told)),

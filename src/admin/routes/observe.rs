@@ -60,6 +60,11 @@ pub(super) async fn tree(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(ok(&app.region.tree().await?))
 }
 
+/// A query without anything in it: what can't be tried dry must not be taken for it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NothingElse {}
+
 /// Start an actor anew and forgive its crashes: the way out of a parked one
 #[utoipa::path(post, path = "/v2/tree/{supervisor}/{actor}/restart", tag = "observe",
     params(("supervisor" = String, Path), ("actor" = String, Path)), responses(
@@ -69,8 +74,8 @@ pub(super) async fn restart_actor(
     Path((supervisor, actor)): Path<(String, String)>,
     call: Call,
 ) -> Result<Response, ApiError> {
-    let context = call.context(false)?;
-    Ok(ok(&app.region.restart_actor(context, supervisor, actor).await?))
+    let NothingElse {} = call.query()?;
+    Ok(ok(&app.region.restart_actor(supervisor, actor).await?))
 }
 
 /// The region's store

@@ -1,11 +1,11 @@
-//! What holds for a move where its request says nothing. Owns: how a region's defaults and a request's options give one
-//! set of rules. Always: a plan is judged by the same rules that its job then has.
+//! What a region's settings say of moves. Owns: how they and a request's options give one set of rules. Always: a plan is
+//! judged by the rules that its job then has, unless the region was configured anew in between.
 //! Not here: reading them from the configuration (`config.rs`).
 
 use super::source::SwitchRules;
 use crate::types::{MigrationOptions, Millis, limits};
 
-/// A region's defaults.
+/// A region's settings for moves; of the first two and of the cap a request may say otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Defaults {
     /// Blackout that is acceptable.

@@ -42,9 +42,9 @@ pub struct Path {
 pub const RTT_NOT_MEASURED_US: u64 = 100_000;
 /// Round trips between pause and start that wait for each other: seal, which waits for the last round, and start.
 const SWITCH_ROUND_TRIPS: u64 = 2;
-/// Durable writes between pause and start that wait for each other: paused, sealed at the target, sealed and held at
-/// the source, the decision, the target's ownership.
-const SWITCH_COMMITS: u64 = 6;
+/// Durable writes between pause and start that wait for each other: paused, sealed at the target, sealed at the source,
+/// held and decided, the target's ownership.
+const SWITCH_COMMITS: u64 = 5;
 /// Calls to the two hosts and the last look at what is dirty, microseconds: 10,000 on idle cores, twice that on busy ones.
 const SWITCH_CALLS_US: u64 = 20_000;
 
@@ -154,7 +154,7 @@ mod tests {
     fn an_idle_guest_takes_one_round_and_the_round_trips() {
         let e = estimate(&busy(0), &path(100), &SwitchRules::default());
         assert_eq!((e.rounds, e.bytes, e.last_round_bytes, e.converges), (1, 192 * MIB, 0, true));
-        assert_eq!(e.downtime_us, 2 * 1_000 + 6 * 2_000 + 20_000);
+        assert_eq!(e.downtime_us, 2 * 1_000 + 5 * 2_000 + 20_000);
         assert_eq!(e.duration_us, 1_920_000 + e.downtime_us + 1_000);
     }
 

@@ -48,13 +48,16 @@ pub fn view(seen: Option<&Sight>, key: SwitchKey) -> HostView {
     }
 }
 
-/// The source's host was asked for `step`; `None` if it must be looked at to say what its refusal means.
-pub fn of_source_host(said: &Said, done: &Source) -> Option<Source> {
+/// The source's host was asked for `done`.
+///
+/// # Errors
+/// Its refusal, which the host must be looked at to understand ([`of_refusal`]).
+pub fn of_source_host(said: Said, done: Source) -> Result<Source, String> {
     match said {
-        Said::Done => Some(done.clone()),
-        Said::Unclear => Some(Source::Unknown),
-        Said::NotFound { why } => Some(Source::SourceLost { why: why.clone() }),
-        Said::Refused { .. } => None,
+        Said::Done => Ok(done),
+        Said::Unclear => Ok(Source::Unknown),
+        Said::NotFound { why } => Ok(Source::SourceLost { why }),
+        Said::Refused { why } => Err(why),
     }
 }
 

@@ -49,7 +49,8 @@ pub enum Side {
     Target,
 }
 
-/// Where in a step a process can die.
+/// Where in a step a process can die. The entry into `decide`, the decision and the entry of what follows are one write
+/// at the source: its moments lie before and after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Moment {
     /// Before the journal entry that enters the step.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::RegionApi;
+use super::vms::SeenVms;
 use crate::actors::{Tree, TreeState, tables};
 use crate::admin::*;
 use crate::protocol::link::{Link, RefusalCode};
@@ -17,26 +18,25 @@ impl RegionApi {
         clusters: &[ClusterView],
         links: &[LinkView],
         regions: &[RegionView],
+        jobs: &[MigrationStatus],
         wall: WallMillis,
     ) -> Result<Vec<Issue>, ApiError> {
         let mut issues = self.issues(clusters, links, regions, wall);
-        issues.extend(self.lost_vms(wall).await?);
-        issues.extend(self.parked_jobs(wall).await?);
-        issues.extend(self.strays(wall).await?);
+        let seen = self.seen_vms().await;
+        issues.extend(self.strays(&seen, wall)?);
+        issues.extend(lost_vms(&self.views_of(seen)?, wall));
+        issues.extend(self.parked_jobs(jobs, wall)?);
         issues.extend(self.known_later());
         issues.extend(parked_actors(&self.root.tree(), "", wall));
         issues.sort_by(|a, b| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
         Ok(issues)
     }
 
-    async fn parked_jobs(&self, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
+    fn parked_jobs(&self, jobs: &[MigrationStatus], wall: WallMillis) -> Result<Option<Issue>, ApiError> {
         let mut parked = Vec::new();
-        for record in tables::open_jobs(&self.ctx.store)?.0 {
-            let job = record.first.job;
-            if self.migration_now(job).await?.state == JobState::Parked {
-                let last = tables::source_journal(&self.ctx.store, job)?.last().map(|entry| entry.at);
-                parked.push((last.unwrap_or(wall), job));
-            }
+        for job in jobs.iter().filter(|job| job.state == JobState::Parked).map(|job| job.id) {
+            let last = tables::source_journal(&self.ctx.store, job)?.last().map(|entry| entry.at);
+            parked.push((last.unwrap_or(wall), job));
         }
         let Some((since, _)) = parked.iter().min() else { return Ok(None) };
         let names: Vec<String> = parked.iter().take(5).map(|(_, job)| job.to_string()).collect();
@@ -50,11 +50,12 @@ impl RegionApi {
     }
 
     /// VMs that a host has and that this region has no record of; nobody touches them.
-    async fn strays(&self, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
+    fn strays(&self, seen: &SeenVms, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
         let mut strays = Vec::new();
-        for ((cluster, vm), seen) in self.seen_vms().await {
-            if let Some(trouble) = seen.trouble
-                && tables::vm(&self.ctx.store, vm)?.is_none()
+        for ((cluster, vm), seen) in seen {
+            if let Some(trouble) = &seen.trouble
+                && tables::vm(&self.ctx.store, *vm)?.is_none()
+                && tables::decisions(&self.ctx.store, *vm)?.moved.is_none()
             {
                 strays.push(format!("{vm} at {cluster} ({trouble})"));
             }
@@ -91,23 +92,6 @@ impl RegionApi {
             since: WallMillis(self.ctx.clock.wall().0.saturating_sub(link.state().since.0)),
         };
         stale.map(issue).collect()
-    }
-
-    async fn lost_vms(&self, wall: WallMillis) -> Result<Option<Issue>, ApiError> {
-        let lost: Vec<String> = self
-            .own_vms()
-            .await?
-            .into_iter()
-            .filter(|vm| vm.power == ObservedPower::Lost && vm.record.desired == DesiredPower::Running)
-            .map(|vm| format!("{} ({})", vm.record.spec.name, vm.record.id))
-            .collect();
-        Ok((!lost.is_empty()).then(|| Issue {
-            code: "vms-lost".into(),
-            severity: Severity::Warning,
-            subject: "vms".into(),
-            message: format!("{} VMs lost their memory with their host: {}", lost.len(), lost.join(", ")),
-            since: wall,
-        }))
     }
 
     fn issues(
@@ -157,6 +141,22 @@ impl RegionApi {
         }
         issues
     }
+}
+
+/// VMs that are wanted running and whose memory is gone: each waits for a person.
+fn lost_vms(vms: &[VmView], wall: WallMillis) -> Option<Issue> {
+    let lost: Vec<String> = vms
+        .iter()
+        .filter(|vm| vm.power == ObservedPower::Lost && vm.record.desired == DesiredPower::Running)
+        .map(|vm| format!("{} ({})", vm.record.spec.name, vm.record.id))
+        .collect();
+    (!lost.is_empty()).then(|| Issue {
+        code: "vms-lost".into(),
+        severity: Severity::Warning,
+        subject: "vms".into(),
+        message: format!("{} VMs lost their memory with their host: {}", lost.len(), lost.join(", ")),
+        since: wall,
+    })
 }
 
 /// Actors that wait for a person, wherever they stand in the tree.

@@ -19,7 +19,22 @@ impl RegionApi {
         context: RequestContext,
         plan: PlanId,
     ) -> Result<MigrationStatus, ApiError> {
+        if let Some(key) = &context.idempotency_key
+            && let Some(known) = tables::request(&self.ctx.store, key)?
+        {
+            // Done before; by now its plan may be forgotten.
+            let same = known.fingerprint == context.fingerprint;
+            return match known.subject.parse::<JobId>().ok().filter(|_| same) {
+                Some(job) => self.migration_now(job).await,
+                None => Err(key_of_another(key)),
+            };
+        }
         let plan = tables::plan(&self.ctx.store, plan)?.ok_or_else(|| not_found("migration plan", plan))?;
+        let rules = self.ctx.settings.moves.rules(&plan.options);
+        if rules.deadline <= rules.downtime_max {
+            let text = format!("{} was made under other settings of this region ([migration])", plan.id);
+            return Err(ApiError::new(ErrorCode::PreconditionFailed, text).hint("plan it again"));
+        }
         let dry_run = context.dry_run;
         let ctx = self.ctx.clone();
         self.ctx.kill.pass(Step::Queue, Side::Source, Moment::BeforeWrite);
@@ -69,7 +84,7 @@ impl RegionApi {
                     next_fence: record.fence.after_move(plan.source.region != plan.target.region),
                     first_attempt: attempt,
                     attempt,
-                    rules: ctx.settings.moves.rules(&plan.options),
+                    rules,
                     goal: Goal::Forward,
                     phase: Phase::Queued,
                     settling: false,

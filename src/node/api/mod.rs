@@ -7,6 +7,7 @@ mod journal;
 mod migrations;
 mod plans;
 mod status;
+mod tree;
 mod vms;
 
 use std::collections::BTreeMap;
@@ -259,7 +260,7 @@ impl Region for RegionApi {
     fn ready(&self) -> Answer<'_, ()> {
         Box::pin(self.ready_now())
     }
-    fn restart_actor(&self, _: RequestContext, supervisor: String, actor: String) -> Answer<'_, TreeNode> {
+    fn restart_actor(&self, supervisor: String, actor: String) -> Answer<'_, TreeNode> {
         Box::pin(self.restart_actor_now(supervisor, actor))
     }
     fn store(&self) -> Answer<'_, StoreStats> {

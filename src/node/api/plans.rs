@@ -1,7 +1,7 @@
 //! Plans behind the API: gathers the facts, has them assessed, keeps the plan. Always: a blocked check gives a plan that
 //! can be read and not started; what could not be looked at is shown as skipped.
 
-use super::{Refused, RegionApi, api_error, not_found, remember, replayed};
+use super::{Refused, RegionApi, api_error, key_of_another, not_found, remember, replayed};
 use crate::actors::{outbox, tables, vms};
 use crate::admin::*;
 use crate::decision::migration::assess::{self, DriverFacts, Facts, LinkFacts};
@@ -55,9 +55,13 @@ impl RegionApi {
             return Err(ApiError::new(ErrorCode::Conflict, text).hint("use a new key for a new request"));
         }
         let id = before.subject.parse::<PlanId>();
-        match id {
-            Ok(id) => Ok(tables::plan(&self.ctx.store, id)?),
-            Err(_) => Ok(None),
+        let Ok(id) = id else { return Err(key_of_another(key)) };
+        match tables::plan(&self.ctx.store, id)? {
+            Some(plan) => Ok(Some(plan)),
+            None => {
+                let text = format!("the same request made {id}, which is not kept any more");
+                Err(ApiError::new(ErrorCode::NotFound, text).hint("plan it again, with a new key"))
+            }
         }
     }
 
@@ -82,7 +86,7 @@ impl RegionApi {
             source,
             target: request.target.clone(),
             recorded_at: Some(record.cluster.clone()),
-            power: self.power_now(&record).await,
+            power: self.host_says(&record).await.map(|seen| seen.power),
             locked_by: record.job,
             source_driver: source_view
                 .as_ref()
@@ -117,16 +121,6 @@ impl RegionApi {
             bytes_per_second: state.bandwidth_bytes_s,
             last_heard_ms: state.last_heard,
         })
-    }
-
-    /// Asked of the host itself: a cluster's last look may be older than a move that just ended.
-    async fn power_now(&self, record: &VmRecord) -> Option<GuestPower> {
-        let driver = self.ctx.driver(&record.cluster)?;
-        let operation = OperationId::of_request(self.ctx.next_request(), "get");
-        match driver.call(operation, HostCall::Get { vm: record.id }, limits::REQUEST_MS).await {
-            Ok(HostReply::Vm(seen)) => seen.map(|seen| seen.power),
-            Ok(_) | Err(_) => None,
-        }
     }
 
     async fn live_migration(&self, cluster: &ClusterId) -> bool {

@@ -1,12 +1,10 @@
-//! The federation as this region sees it: status, clusters, links, tree, store, operations, events, audit.
+//! The federation as this region sees it: status, clusters, links, store, operations, events, audit.
 //! Always: from memory and the own store; nobody else is waited for, so it answers also when cut off.
 
 use super::{RegionApi, issues, not_found};
 use crate::actors::records::CleanupKind;
-use crate::actors::{SupervisorError, Tree, TreeState};
 use crate::actors::{outbox, tables};
 use crate::admin::*;
-use crate::decision::supervision::Refusal;
 use crate::protocol::link;
 use crate::store::Work;
 use crate::types::*;
@@ -54,31 +52,6 @@ impl RegionApi {
             views.push(shown_link(peer, address, state, waiting));
         }
         Ok(views)
-    }
-
-    pub(super) async fn tree_now(&self) -> Result<TreeNode, ApiError> {
-        let now = self.ctx.clock.wall();
-        Ok(shown_tree(self.root.tree(), now))
-    }
-
-    pub(super) async fn restart_actor_now(&self, supervisor: String, actor: String) -> Result<TreeNode, ApiError> {
-        let found = self.groups.get(supervisor.as_str()).ok_or_else(|| {
-            let known: Vec<&str> = self.groups.keys().copied().collect();
-            let text = format!("there is no supervisor '{supervisor}': there are {}", known.join(", "));
-            ApiError::new(ErrorCode::NotFound, text).hint("names stand in: novafed tree")
-        })?;
-        found.restart_child(actor.as_str()).await.map_err(|error| {
-            let code = match &error {
-                SupervisorError::Refused(Refusal::Unknown(_)) => ErrorCode::NotFound,
-                SupervisorError::Busy { .. } => ErrorCode::Busy,
-                _ => ErrorCode::Unavailable,
-            };
-            ApiError::new(code, format!("{supervisor}/{actor} can't be started anew: {}", chain(&error)))
-                .hint("names stand in: novafed tree")
-        })?;
-        self.ctx.events.note(self.ctx.clock.wall(), "actor.restarted", &actor, "started anew by request");
-        let tree = shown_tree(found.tree(), self.ctx.clock.wall());
-        tree.children.into_iter().find(|child| child.name == actor).ok_or_else(|| not_found("actor", actor))
     }
 
     pub(super) fn store_now(&self) -> Result<StoreStats, ApiError> {
@@ -182,13 +155,13 @@ impl RegionApi {
         let (now, wall) = (self.ctx.clock.now(), self.ctx.clock.wall());
         let clusters = self.all_clusters().await;
         let links = self.links_now()?;
-        let jobs = self.job_counts().await?;
+        let jobs = self.all_migrations().await?;
         let mut regions = vec![self.own_region(&clusters, wall)];
         for peer in self.ctx.peers() {
             regions.push(self.peer_region(&peer, &clusters, now, wall));
         }
         regions.sort_by(|a, b| a.name.cmp(&b.name));
-        let issues = self.issues_now(&clusters, &links, &regions, wall).await?;
+        let issues = self.issues_now(&clusters, &links, &regions, &jobs, wall).await?;
         let recommendations = issues::recommendations(&issues);
         let health_status = match issues.iter().map(|issue| issue.severity).max() {
             Some(Severity::Blocking) => Health::Failed,
@@ -206,26 +179,13 @@ impl RegionApi {
             total_clusters: clusters.len() as u64,
             active_clusters: clusters.iter().filter(|v| v.state == ClusterState::Connected && !v.stale).count() as u64,
             vms: tables::vms(&self.ctx.store)?.len() as u64,
-            jobs,
+            jobs: counts(&jobs),
             last_sync: heard.map(|age| WallMillis(wall.0.saturating_sub(age.0))),
             regions,
             links,
             issues,
             recommendations,
         })
-    }
-
-    async fn job_counts(&self) -> Result<JobCounts, ApiError> {
-        let mut counts = JobCounts::default();
-        for job in self.all_migrations().await? {
-            match job.state {
-                JobState::Pending => counts.pending += 1,
-                JobState::Parked => counts.parked += 1,
-                state if state.is_end() => counts.ended += 1,
-                _ => counts.running += 1,
-            }
-        }
-        Ok(counts)
     }
 
     fn own_region(&self, clusters: &[ClusterView], wall: WallMillis) -> RegionView {
@@ -261,6 +221,19 @@ impl RegionApi {
     }
 }
 
+fn counts(jobs: &[MigrationStatus]) -> JobCounts {
+    let mut counts = JobCounts::default();
+    for job in jobs {
+        match job.state {
+            JobState::Pending => counts.pending += 1,
+            JobState::Parked => counts.parked += 1,
+            state if state.is_end() => counts.ended += 1,
+            _ => counts.running += 1,
+        }
+    }
+    counts
+}
+
 fn shown_link(region: RegionName, address: String, state: link::LinkState, outbox: u64) -> LinkView {
     let stale = state.last_heard.is_none_or(|age| age > limits::LINK_IDLE_MS_MAX);
     LinkView {
@@ -283,28 +256,5 @@ fn shown_link(region: RegionName, address: String, state: link::LinkState, outbo
         connects: state.reconnects + u64::from(state.incarnation.is_some()),
         refused: state.refusals.values().sum(),
         outbox,
-    }
-}
-
-fn shown_tree(tree: Tree, now: WallMillis) -> TreeNode {
-    let ago = |since: u64| Millis(now.0.saturating_sub(since));
-    let (state, since_ms, reason) = match tree.state {
-        TreeState::Starting => (ActorState::Restarting, Millis(0), Some("it is being started".to_owned())),
-        TreeState::Running { since } => (ActorState::Running, ago(since), None),
-        TreeState::Restarting { .. } => (ActorState::Restarting, Millis(0), tree.last_failure),
-        TreeState::Waiting { .. } => (ActorState::Waiting, Millis(0), tree.last_failure),
-        TreeState::Stopping { since } => (ActorState::Stopped, ago(since), Some("it is being stopped".to_owned())),
-        TreeState::Parked { reason, since } => (ActorState::Parked, ago(since), Some(reason)),
-        TreeState::Stopped => (ActorState::Stopped, Millis(0), None),
-    };
-    TreeNode {
-        name: tree.id,
-        state,
-        since_ms,
-        restarts: tree.restarts,
-        queue: tree.queue,
-        oldest_message_ms: tree.oldest_ms.map(Millis),
-        reason,
-        children: tree.children.into_iter().map(|child| shown_tree(child, now)).collect(),
     }
 }

@@ -12,6 +12,7 @@ use crate::actors::records::{Cleanup, CleanupKind};
 use crate::actors::{outbox, tables, vms};
 use crate::admin::*;
 use crate::decision::placement::{self, Placement};
+use crate::drivers::{HostCall, HostReply, VmObservation};
 use crate::store::{Minted, Work};
 use crate::types::*;
 
@@ -36,6 +37,9 @@ fn shown_alternative(other: placement::Alternative) -> ClusterScore {
         .then(|| other.rejected_by.iter().map(placement::rejection).collect::<Vec<_>>().join("; "));
     ClusterScore { cluster: other.cluster, score: other.score, reasons: other.reasons, rejected_by }
 }
+
+/// What clusters saw of VMs.
+pub(super) type SeenVms = BTreeMap<(ClusterId, VmId), SeenVm>;
 
 impl RegionApi {
     /// Where a VM would go among this region's clusters.
@@ -182,9 +186,8 @@ impl RegionApi {
             check_version(&context, id, before.record.resource_version)?;
             return Ok(before);
         }
-        // One that was received and is this region's lost its memory before it could start.
-        let lost = matches!(before.power, ObservedPower::Lost | ObservedPower::Receiving);
-        let restart = desired == DesiredPower::Running && lost;
+        let wants_it = desired == DesiredPower::Running;
+        let restart = wants_it && self.host_says(&before.record).await.is_some_and(|seen| seen.sight().memory_lost());
         let (asked, held) = (context.clone(), before.held);
         let record = self
             .ctx
@@ -338,7 +341,12 @@ impl RegionApi {
     }
 
     pub(super) async fn own_vms(&self) -> Result<Vec<VmView>, ApiError> {
-        let mut seen = self.seen_vms().await;
+        let seen = self.seen_vms().await;
+        self.views_of(seen)
+    }
+
+    /// The VMs of this region, with what was seen of them.
+    pub(super) fn views_of(&self, mut seen: SeenVms) -> Result<Vec<VmView>, ApiError> {
         let views = tables::vms(&self.ctx.store)?.into_iter().map(|record| {
             let seen = seen.remove(&(record.cluster.clone(), record.id));
             self.view(record, seen)
@@ -347,7 +355,7 @@ impl RegionApi {
     }
 
     /// What the clusters of this region saw, VMs without a record included.
-    pub(super) async fn seen_vms(&self) -> BTreeMap<(ClusterId, VmId), SeenVm> {
+    pub(super) async fn seen_vms(&self) -> SeenVms {
         let mut seen = BTreeMap::new();
         for id in self.ctx.cluster_ids() {
             let Some(cluster) = self.ctx.cluster(&id) else { continue };
@@ -355,6 +363,16 @@ impl RegionApi {
             seen.extend(all.unwrap_or_default().into_iter().map(|(vm, of)| ((id.clone(), vm), of)));
         }
         seen
+    }
+
+    /// What its host says of a VM when it is asked: a cluster's last look may be older than a move that just ended.
+    pub(super) async fn host_says(&self, record: &VmRecord) -> Option<VmObservation> {
+        let driver = self.ctx.driver(&record.cluster)?;
+        let operation = OperationId::of_request(self.ctx.next_request(), "get");
+        match driver.call(operation, HostCall::Get { vm: record.id }, limits::REQUEST_MS).await {
+            Ok(HostReply::Vm(seen)) => seen,
+            Ok(_) | Err(_) => None,
+        }
     }
 
     fn view(&self, record: VmRecord, seen: Option<SeenVm>) -> VmView {
@@ -365,7 +383,13 @@ impl RegionApi {
         VmView {
             region: self.ctx.region.clone(),
             place: self.ctx.here(&record.cluster),
-            power: vm.as_ref().map(|vm| vm.power).into(),
+            power: match &vm {
+                // No job moves it any more, and it is this region's: what was received is a disk without a memory.
+                Some(seen) if record.job.is_none() && trouble.is_some() && seen.sight().memory_lost() => {
+                    ObservedPower::Lost
+                }
+                seen => seen.as_ref().map(|seen| seen.power).into(),
+            },
             power_age_ms: age,
             trouble,
             held: vm.as_ref().is_some_and(|vm| vm.hold.is_some()),

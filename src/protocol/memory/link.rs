@@ -78,11 +78,16 @@ impl MemoryLink {
             return Ok((us, them));
         }
         for (judge, judged) in [(&them, &us), (&us, &them)] {
-            if judge.inbound.incarnation_seen(judged.id.region.clone(), judged.lineage.clone()).await
-                == IncarnationVerdict::Stale
-            {
-                let reason = format!("{} knows a later life of the store of {}", judge.id.region, judged.id.region);
-                return Err(self.refused(Refusal::new(RefusalCode::STALE_INCARNATION, reason)));
+            match judge.inbound.incarnation_seen(judged.id.region.clone(), judged.lineage.clone()).await {
+                IncarnationVerdict::Accept => {}
+                IncarnationVerdict::NotNow => {
+                    let reason = "the incarnation can't be judged now".to_owned();
+                    return Err(self.refused(Refusal::new(RefusalCode::BUSY, reason)));
+                }
+                IncarnationVerdict::Stale => {
+                    let reason = format!("{} knows a later life of the store of {}", judge.id.region, judged.id.region);
+                    return Err(self.refused(Refusal::new(RefusalCode::STALE_INCARNATION, reason)));
+                }
             }
         }
         self.net.lock().sessions.insert(key);

@@ -335,6 +335,9 @@ impl Proven {
         };
         match shared.inbound.incarnation_seen(peer.region.clone(), theirs.lineage).await {
             IncarnationVerdict::Accept => {}
+            IncarnationVerdict::NotNow => {
+                return Err(refuse(RefusalCode::BUSY, "the incarnation can't be judged now".into()));
+            }
             IncarnationVerdict::Stale => {
                 let reason = format!("a later life of the store of {} than {} is known", peer.region, peer.incarnation);
                 return Err(refuse(RefusalCode::STALE_INCARNATION, reason));

@@ -119,7 +119,7 @@ async fn read_message<'p>(
 pub(super) async fn request(shared: Arc<Shared>, peer: Arc<Peer>, used: InUse, send: SendStream, mut recv: RecvStream) {
     let _panics = CountPanic(&peer);
     let mut send = Sending::new(send);
-    // The whole of a request must have come by the longest deadline, however steadily it drips.
+    // The whole of a request must have come by then, however steadily it drips.
     let read = match timeout(READ_MS_MAX.duration(), read_message(&mut recv, &peer)).await {
         Ok(read) => read,
         Err(_) => Err(Fault::Stalled),

@@ -14,8 +14,8 @@
 //!     └◄─────────── DiscardReceive ──┘                              Transfer)  ► Absent ◄──┘
 //! ```
 //! A host that restarts has lost all memory: Running and Paused become Lost and their attempt is spent; Held stays
-//! held, its guest lost; an open receipt is gone; a sealed one keeps its disk, which was synced, so that a decision
-//! for this side can be carried out by a boot from there.
+//! held, its guest lost; an open receipt is gone; a sealed one keeps its disk, which was synced (*disk only*): if the
+//! decision is for this side, its owner may boot it from there (`Start`) or delete it, and nobody else.
 //!
 //! An attempt is *spent* when it can never pause or hold again: its watchdog fired, its pause was cancelled, it was
 //! discarded, or the memory that it copied is gone.
@@ -284,6 +284,10 @@ impl Rules {
         next.spend_newest();
         match self.power {
             Power::Held { .. } => Err(Refusal::No("the VM is held: only the decision frees it")),
+            // Its owner's word, as for `start`.
+            Power::Receiving { fence: offered, stage: Stage::DiskOnly, .. } if fence >= offered => {
+                Ok((next, vec![Effect::Persist, Effect::DropReceipt]))
+            }
             Power::Receiving { .. } => Err(Refusal::No("the VM is being received")),
             Power::Absent => Ok((Rules { fence, ..self.clone() }, vec![Effect::Persist])),
             Power::Stopped | Power::Lost => Ok((next, vec![Effect::DeleteDisk, Effect::Persist])),
