@@ -310,9 +310,7 @@ fn calls() -> Vec<HostCall> {
 }
 
 fn replies() -> Vec<HostReply> {
-    let seen = VmObservation {
-        vm: vm(),
-        spec: spec(),
+    let sight = Sight {
         power: GuestPower::Paused,
         fence: fence(),
         attempt: Attempt(4),
@@ -322,6 +320,7 @@ fn replies() -> Vec<HostReply> {
         receiving: Some((key(), true)),
         tick: 600,
     };
+    let seen = VmObservation { vm: vm(), spec: spec(), sight };
     let capabilities = HostCapabilities {
         driver: "embedded".into(),
         version: "1".into(),

@@ -45,6 +45,6 @@ async fn an_idle_guest_costs_a_line_a_second_and_little_memory() {
     assert!(memory < 256 * KIB, "{memory} bytes per idle guest");
     assert!(micros < 2_000.0, "{micros} µs of CPU a second per idle guest");
     for n in 1..=GUESTS {
-        assert!(get(&*a, vm(n)).await.unwrap().tick >= 2);
+        assert!(get(&*a, vm(n)).await.unwrap().sight.tick >= 2);
     }
 }

@@ -37,7 +37,7 @@ async fn moved(a: &LocalDriver, b: &LocalDriver, key: SwitchKey, spec: &VmSpec) 
     call(a, HostCall::PauseForSwitch { key, fence: Fence::FIRST, deadline: Millis(60_000) }).await;
     eventually("everything arrived", async || progress(a, key).await.drained).await;
     let sealed = seal(b, key).await;
-    assert_eq!(sealed.tick, get(a, key.vm).await.unwrap().tick);
+    assert_eq!(sealed.tick, get(a, key.vm).await.unwrap().sight.tick);
     assert_eq!(seal(b, key).await, sealed);
     call(a, HostCall::Hold { key }).await;
     call(a, HostCall::Retire { key, fence: fence(2) }).await;
@@ -71,7 +71,7 @@ async fn a_busy_guest_moves_whole_and_its_ticks_go_on() {
     // How it stood at the end can still be asked, at both ends.
     let (sent, received) = (progress(&a, key).await, progress(&b, key).await);
     assert_eq!((sent.acknowledged_bytes, received.sent_twice_bytes), (received.acknowledged_bytes, 0));
-    assert_eq!(get(&a, vm).await.unwrap().power, GuestPower::Retired);
+    assert_eq!(get(&a, vm).await.unwrap().sight.power, GuestPower::Retired);
     call(&a, HostCall::Purge { vm, fence: fence(2) }).await;
     assert_eq!(get(&a, vm).await, None);
 }

@@ -64,7 +64,7 @@ async fn a_host_is_adopted_and_its_guests_go_on() {
     assert_eq!(launch::find(&dir.path().join("hosts")).unwrap(), [(home.clone(), first.process)]);
     let after = driver(&home, 2);
     ticked(&after, vm(1), 10).await;
-    assert_eq!(get(&after, vm(1)).await.unwrap().power, GuestPower::Running);
+    assert_eq!(get(&after, vm(1)).await.unwrap().sight.power, GuestPower::Running);
 
     // A stale copy of the node's store is refused, by name.
     let stale = try_call(&driver(&home, 1), HostCall::Inventory).await;
@@ -147,9 +147,9 @@ async fn a_killed_host_reports_its_guests_lost_and_restarts_them_from_their_disk
     launch::ensure_running(&launch(&home)).await.unwrap();
     // The same driver finds the new process.
     let seen = get(&driver, vm(1)).await.unwrap();
-    assert_eq!(seen.power, GuestPower::Lost);
+    assert_eq!(seen.sight.power, GuestPower::Lost);
     let held = get(&driver, vm(2)).await.unwrap();
-    assert_eq!((held.power, held.hold), (GuestPower::Lost, Some(key)));
+    assert_eq!((held.sight.power, held.sight.hold), (GuestPower::Lost, Some(key)));
     let refused = try_call(&driver, HostCall::Start { vm: vm(2), fence: fence(9) }).await;
     assert!(matches!(refused, Err(HostError::Refused { .. })), "{refused:?}");
     let fenced = try_call(&driver, HostCall::Start { vm: vm(1), fence: Fence::default() }).await;
@@ -186,14 +186,14 @@ async fn planned_faults_strike_as_often_as_planned() {
     assert!(matches!(start().await, Err(HostError::Refused { .. })));
     plan(CallKind::Start, Fault::SaysFailed).await;
     assert!(matches!(start().await, Err(HostError::Failed { .. })));
-    assert_eq!(get(&driver, vm).await.unwrap().power, GuestPower::Running);
+    assert_eq!(get(&driver, vm).await.unwrap().sight.power, GuestPower::Running);
     plan(CallKind::Inventory, Fault::Forgets).await;
     assert_eq!(call(&driver, HostCall::Inventory).await, HostReply::Inventory(Vec::new()));
     assert_ne!(call(&driver, HostCall::Inventory).await, HostReply::Inventory(Vec::new()));
     call(&driver, HostCall::Stop { vm, fence: Fence::FIRST }).await;
     plan(CallKind::Start, Fault::Dies).await;
     assert_eq!(start().await, Ok(HostReply::Done));
-    assert_eq!(get(&driver, vm).await.unwrap().power, GuestPower::Lost);
+    assert_eq!(get(&driver, vm).await.unwrap().sight.power, GuestPower::Lost);
     plan(CallKind::Get, Fault::Hangs).await;
     let hung = novafed::drivers::Hypervisor::call(&driver, operation(), HostCall::Get { vm }, Millis(100)).await;
     assert!(hung.unwrap_err().outcome_unknown());

@@ -16,7 +16,7 @@ fn pause(key: SwitchKey, deadline: u64) -> HostCall {
 }
 
 async fn power(driver: &dyn Hypervisor, vm: VmId) -> GuestPower {
-    get(driver, vm).await.expect("it is here").power
+    get(driver, vm).await.expect("it is here").sight.power
 }
 
 fn refused(result: Result<HostReply, HostError>) -> bool {
@@ -32,17 +32,17 @@ async fn the_watchdog_resumes_at_its_deadline_and_spends_the_attempt() {
     call(&a, HostCall::Send { key: first, bytes_per_second_max: None }).await;
     call(&a, pause(first, 5_000)).await;
     let stood = get(&a, vm).await.unwrap();
-    assert_eq!((stood.power, stood.paused_for), (GuestPower::Paused, Some(first)));
+    assert_eq!((stood.sight.power, stood.sight.paused_for), (GuestPower::Paused, Some(first)));
     tokio::time::sleep(Duration::from_millis(4_900)).await;
     call(&a, pause(first, 5_000)).await; // a repeat arms nothing anew
-    assert_eq!(get(&a, vm).await.unwrap().tick, stood.tick);
+    assert_eq!(get(&a, vm).await.unwrap().sight.tick, stood.sight.tick);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let runs = get(&a, vm).await.unwrap();
-    assert_eq!((runs.power, runs.paused_for, runs.spent), (GuestPower::Running, None, Some(first)));
+    assert_eq!((runs.sight.power, runs.sight.paused_for, runs.sight.spent), (GuestPower::Running, None, Some(first)));
     assert!(refused(try_call(&a, HostCall::Hold { key: first }).await));
     assert!(refused(try_call(&a, pause(first, 5_000)).await));
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(get(&a, vm).await.unwrap().tick > stood.tick);
+    assert!(get(&a, vm).await.unwrap().sight.tick > stood.sight.tick);
 
     call(&a, HostCall::Send { key: second, bytes_per_second_max: None }).await;
     call(&a, pause(second, 5_000)).await;
@@ -50,12 +50,15 @@ async fn the_watchdog_resumes_at_its_deadline_and_spends_the_attempt() {
     let held = get(&a, vm).await.unwrap();
     tokio::time::sleep(Duration::from_secs(3_600)).await;
     let later = get(&a, vm).await.unwrap();
-    assert_eq!((later.power, later.tick, later.hold), (GuestPower::Paused, held.tick, Some(second)));
+    assert_eq!(
+        (later.sight.power, later.sight.tick, later.sight.hold),
+        (GuestPower::Paused, held.sight.tick, Some(second))
+    );
     assert!(refused(try_call(&a, HostCall::CancelPause { key: second }).await));
     call(&a, HostCall::ReleaseHold { key: second }).await;
     call(&a, HostCall::ReleaseHold { key: second }).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(get(&a, vm).await.unwrap().tick > held.tick);
+    assert!(get(&a, vm).await.unwrap().sight.tick > held.sight.tick);
 }
 
 /// Begins to copy the guest from `a` to `b`, over the channel that is given back.
@@ -86,7 +89,7 @@ async fn a_seal_that_comes_before_the_end_of_the_last_round_waits_for_it() {
     let (sealed, stood) = tokio::join!(seal(&b, key), async {
         ticked(&a, vm, 2).await;
         call(&a, pause(key, 60_000)).await;
-        get(&a, vm).await.unwrap().tick
+        get(&a, vm).await.unwrap().sight.tick
     });
     assert_eq!(sealed.tick, stood);
     wire.abort();
@@ -104,7 +107,7 @@ async fn a_target_whose_host_died_after_the_decision_boots_from_its_disk_by_its_
     b.crash();
     let b = local(&dir.path().join("b"), "b").await;
     // It does not say that it has everything any more.
-    assert_eq!(get(&b, vm).await.unwrap().receiving, Some((key, false)));
+    assert_eq!(get(&b, vm).await.unwrap().sight.receiving, Some((key, false)));
     assert!(refused(try_call(&b, HostCall::SealReceive { key }).await));
     call(&a, HostCall::Retire { key, fence: fence(2) }).await;
     assert!(refused(try_call(&b, HostCall::Activate { key, fence: fence(2) }).await));
@@ -138,7 +141,7 @@ async fn a_held_source_sends_everything_again_to_a_target_that_lost_its_memory()
     eventually("everything arrived again", async || progress(&b, key).await.drained).await;
     seal(&b, key).await;
     wire.abort();
-    let tick = get(&a, vm).await.unwrap().tick;
+    let tick = get(&a, vm).await.unwrap().sight.tick;
     call(&a, HostCall::Retire { key, fence: fence(2) }).await;
     call(&b, HostCall::Activate { key, fence: fence(2) }).await;
     ticked(&b, vm, 5).await;
@@ -234,14 +237,14 @@ async fn a_cap_on_bandwidth_is_kept_and_the_guest_ticks_meanwhile() {
     call(&b, HostCall::PrepareReceive { key, spec: spec.clone(), fence: fence(2) }).await;
     call(&a, HostCall::Send { key, bytes_per_second_max: Some(8 * MIB) }).await;
     let clock = novafed::clock::Clock::start();
-    let from = get(&a, vm).await.unwrap().tick;
+    let from = get(&a, vm).await.unwrap().sight.tick;
     let wire = connect(&a, &b, key).await;
     eventually("a round is over", async || progress(&a, key).await.rounds >= 1).await;
     let took = clock.now().0;
     wire.abort();
     // Six MiB of memory and disk at eight a second; the first block is free.
     assert!(took >= 600, "{took} ms");
-    let ticks = get(&a, vm).await.unwrap().tick - from;
+    let ticks = get(&a, vm).await.unwrap().sight.tick - from;
     assert!(ticks >= took / 5 / 2, "{ticks} ticks of 5 ms in {took} ms");
 }
 

@@ -103,7 +103,7 @@ async fn an_older_copy_is_refused_by_its_host_for_ever_and_the_latest_is_not() {
     // Its VM went on meanwhile, and belongs to the latest state.
     let host = "eu/eu-a".parse().unwrap();
     let HostReply::Vm(Some(seen)) = fed.observe(&host, HostCall::Get { vm }).await.unwrap() else { panic!("no {vm}") };
-    assert_eq!(seen.power, GuestPower::Running);
+    assert_eq!(seen.sight.power, GuestPower::Running);
     std::fs::write(&state, latest).unwrap();
     fed.start_node(&eu).await.unwrap();
     fed.ready(&eu).await.unwrap();

@@ -160,7 +160,7 @@ impl Hosts {
         self.call(sink, HostCall::Activate { key, fence: fence(moves + 1) }).await;
         // A migration is over when the guest is seen to run.
         while let HostReply::Vm(Some(seen)) = self.call(sink, HostCall::Get { vm: self.vm }).await
-            && seen.tick <= sealed.tick
+            && seen.sight.tick <= sealed.tick
         {
             tokio::time::sleep(Millis(1).duration()).await;
         }

@@ -210,7 +210,7 @@ impl Cluster {
                 None => receiving.contains(&vm),
             };
             let decisions = tables::decisions(&self.ctx.store, vm)?;
-            let seen = self.seen.get(&vm).map(VmObservation::sight);
+            let seen = self.seen.get(&vm).map(|seen| seen.sight);
             let mine = record.filter(|record| record.cluster == self.id);
             let retiring: Vec<&Cleanup> =
                 owed.iter().filter(|owed| owed.kind == CleanupKind::Purge && owed.vm == vm).collect();
@@ -236,7 +236,7 @@ impl Cluster {
                 // A word that was given for one loss is not good for the next: its start was seen under the fence that
                 // it was given with.
                 let started =
-                    |seen: &VmObservation| fence.is_some_and(|f| seen.fence >= f) && !seen.sight().memory_lost();
+                    |seen: &VmObservation| fence.is_some_and(|f| seen.sight.fence >= f) && !seen.sight.memory_lost();
                 if self.seen.get(&vm).is_some_and(started) {
                     self.may_start_lost.remove(&vm);
                 }
@@ -252,7 +252,7 @@ impl Cluster {
             // These three need a record, and the core names them only with one.
             (Repair::Create | Repair::Start | Repair::Stop, None) => return,
             (Repair::Retire { fence }, _) => {
-                let attempt = self.seen.get(&vm).map(|seen| seen.attempt).unwrap_or_default();
+                let attempt = self.seen.get(&vm).map(|seen| seen.sight.attempt).unwrap_or_default();
                 let owed = retiring.iter().find(|cleanup| cleanup.fence == fence);
                 let Some(job) = owed.and_then(|cleanup| cleanup.job) else {
                     self.trouble.insert(vm, "it moved away, and no clean-up names the job that moved it".into());
@@ -323,7 +323,7 @@ impl Cluster {
     fn clean_up(&mut self, owed: Vec<Cleanup>) -> Result<(), StoreError> {
         let now = self.ctx.clock.wall();
         for owed in owed {
-            let sight = self.seen.get(&owed.vm).map(VmObservation::sight);
+            let sight = self.seen.get(&owed.vm).map(|seen| seen.sight);
             let of_transfer = owed.kind == CleanupKind::Purge;
             if self.repairing.contains(&owed.vm)
                 || !converge::may_clean_up(of_transfer, owed.fence, owed.due, now, sight.as_ref())

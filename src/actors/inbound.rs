@@ -251,7 +251,7 @@ impl AskedTarget {
             return Ok(None);
         }
         ctx.kill.pass(Step::Reserve, Side::Target, Moment::BeforeWrite);
-        let (inner, now) = (ctx.clone(), ctx.clock.now());
+        let inner = ctx.clone();
         let written = ctx
             .store
             .transact(Work::New, move |txn| {
@@ -263,7 +263,7 @@ impl AskedTarget {
                 if first.from.region != inner.region && vms::get(txn, first.vm)?.is_some() {
                     return Ok(Err(format!("{} belongs to this region already", first.vm)));
                 }
-                let promised = vms::reserve(txn, &inner.ledgers, first, now)?;
+                let promised = vms::reserve(txn, &inner.ledgers, first)?;
                 if promised.is_ok() {
                     tables::put_target_job(txn, &record)?;
                 }

@@ -149,7 +149,7 @@ async fn host(effect: &Effect, call: HostCall, done: Event) {
         Ok(event) => event,
         Err(why) => match effect.look().await {
             Ok(seen) => {
-                let sight = seen.as_ref().map(VmObservation::sight);
+                let sight = seen.map(|seen| seen.sight);
                 outcomes::of_refusal(sight.as_ref(), effect.key, effect.step, why)
             }
             // A refusal that is not understood settles nothing.
@@ -191,7 +191,7 @@ async fn observe(effect: &Effect) {
 }
 
 fn view(seen: Option<&VmObservation>, key: SwitchKey) -> HostView {
-    outcomes::view(seen.map(VmObservation::sight).as_ref(), key)
+    outcomes::view(seen.map(|seen| seen.sight).as_ref(), key)
 }
 
 /// Asks the target until it answers.

@@ -173,7 +173,7 @@ impl Effect {
                 self.tell(Event::HostRefused { why: format!("an answer of another kind: {other:?}") });
             }
             (None, Event::HostRefused { why }) => {
-                let sight = self.look().await.as_ref().map(VmObservation::sight);
+                let sight = self.look().await.map(|seen| seen.sight);
                 self.tell(outcomes::of_unsealed(sight.as_ref(), self.key, why));
             }
             (None, event) => self.tell(event),
@@ -188,7 +188,7 @@ impl Effect {
 
     /// By a person's word: with its memory if the host has it after all, else from its disk.
     async fn start_cold(&self) {
-        let sight = self.look().await.as_ref().map(VmObservation::sight);
+        let sight = self.look().await.map(|seen| seen.sight);
         match outcomes::cold(sight.as_ref(), self.key, self.state.offer.next_fence) {
             Err(event) => self.tell(event),
             Ok(Cold::ByReceipt) => self.activate().await,
@@ -203,7 +203,7 @@ impl Effect {
     async fn see_it_run(&self) {
         let mut pause = Duration::from_millis(2);
         loop {
-            let sight = self.look().await.as_ref().map(VmObservation::sight);
+            let sight = self.look().await.map(|seen| seen.sight);
             match outcomes::of_started(sight.as_ref()) {
                 // Its tick has to grow: it is looked at until that is seen.
                 Some(event @ Event::HostRuns { tick }) if tick < u64::MAX => self.tell(event),

@@ -10,12 +10,10 @@ use super::tables::{self, ReservationRecord, VmName};
 use crate::decision::migration::source::{self, Source};
 use crate::decision::migration::steps::{STEPS, Step};
 use crate::decision::migration::target::Target;
-use crate::decision::reservations::{Ledger, Reserve};
+use crate::decision::reservations::{Commit, Ledger, Reservation, Reserve};
 use crate::drivers::TransferProgress;
 use crate::store::{Store, StoreError, Table, Txn};
-use crate::types::{
-    ClusterId, DesiredPower, JobId, MigrationStatus, Resources, Tick, VmId, VmRecord, VmSpec, WallMillis, limits,
-};
+use crate::types::{ClusterId, DesiredPower, JobId, MigrationStatus, Resources, VmId, VmRecord, VmSpec, WallMillis};
 
 /// Room of each local cluster.
 #[derive(Debug, Default)]
@@ -36,12 +34,7 @@ impl Ledgers {
         }
         for (cluster, held) in tables::reservations(store)? {
             if let Some(ledger) = ledgers.get_mut(&cluster) {
-                let reservation = crate::decision::reservations::Reservation {
-                    vm: held.vm,
-                    resources: held.resources,
-                    expires_at: None,
-                };
-                ledger.restore(held.job, reservation);
+                ledger.restore(held.job, Reservation { vm: held.vm, resources: held.resources });
             }
         }
         Ok(Ledgers(ledgers.into_iter().map(|(id, ledger)| (id, Mutex::new(ledger))).collect()))
@@ -129,7 +122,6 @@ pub fn arrive(
     now: WallMillis,
     inside: bool,
 ) -> Result<(), StoreError> {
-    use crate::decision::reservations::Commit;
     let cluster = &job.to.cluster;
     let known = tables::decisions_in(txn, job.vm)?;
     if !inside {
@@ -165,12 +157,7 @@ pub fn arrive(
 ///
 /// # Errors
 /// Why not, in words, with the figures.
-pub fn reserve(
-    txn: &mut Txn<'_, '_>,
-    ledgers: &Ledgers,
-    job: &Target,
-    now: Tick,
-) -> Result<Result<(), String>, StoreError> {
+pub fn reserve(txn: &mut Txn<'_, '_>, ledgers: &Ledgers, job: &Target) -> Result<Result<(), String>, StoreError> {
     let (cluster, spec) = (&job.to.cluster, &job.offer.spec);
     match named(txn, spec)? {
         Some(other) if other != job.vm => {
@@ -179,8 +166,7 @@ pub fn reserve(
         Some(_) | None => {}
     }
     let resources = needs(spec);
-    let granted = ledgers
-        .with(cluster, |ledger| ledger.reserve(job.job, job.vm, resources, now, limits::RESERVATION_MS).into_result());
+    let granted = ledgers.with(cluster, |ledger| ledger.reserve(job.job, job.vm, resources).into_result());
     match granted {
         None => Ok(Err(format!("this region has no cluster {cluster}"))),
         Some(Err(why)) => Ok(Err(why)),

@@ -1,13 +1,14 @@
 //! Room of one cluster. Owns: who uses what, and what is promised to VMs on their way.
 //! Always: free + reserved + used = capacity; where a host has more than fits (adopted, never granted) the excess is shown
 //! as `over` and free is zero. A repeat of any call changes nothing more than the first.
-//! Not here: durability (the cluster actor journals each change with what caused it), who may ask.
+//! A promise lives as long as its job at the target, whose patience ends both.
+//! Not here: durability (each change is written with what caused it), who may ask.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::types::{JobId, Millis, Resources, Tick, VmId};
+use crate::types::{JobId, Resources, VmId};
 
 /// Room promised to a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,8 +17,6 @@ pub struct Reservation {
     pub vm: VmId,
     /// How much.
     pub resources: Resources,
-    /// When it lapses; `None`: not by itself.
-    pub expires_at: Option<Tick>,
 }
 
 /// What a VM uses.
@@ -46,7 +45,7 @@ pub struct Balance {
 /// What became of a request for room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reserve {
-    /// Promised now, or before to the same job; the promise was renewed.
+    /// Promised now, or before to the same job.
     Granted,
     /// The VM of this job is here already.
     Arrived,
@@ -66,7 +65,7 @@ pub enum Commit {
     Done,
     /// It was done before.
     Again,
-    /// There is no such promise: it lapsed or was given back. If the VM is here all the same, `adopt` it.
+    /// There is no such promise: it was given back. If the VM is here all the same, `adopt` it.
     Unknown,
 }
 
@@ -84,11 +83,6 @@ impl Ledger {
         Ledger { capacity, used: BTreeMap::new(), reserved: BTreeMap::new() }
     }
 
-    /// The host says that it has so much; what is used and promised stays.
-    pub fn set_capacity(&mut self, capacity: Resources) {
-        self.capacity = capacity;
-    }
-
     /// How it stands.
     pub fn balance(&self) -> Balance {
         let used = sum(self.used.values().map(|u| u.resources));
@@ -103,42 +97,28 @@ impl Ledger {
         }
     }
 
-    /// The promise to `job`, if there is one.
-    pub fn reservation(&self, job: JobId) -> Option<&Reservation> {
-        self.reserved.get(&job)
-    }
-
     /// How many VMs use room.
     pub fn vms(&self) -> usize {
         self.used.len()
     }
 
-    /// Promises `resources` for `vm` to `job` until `now + ttl`. A repeat renews the promise and counts once.
-    pub fn reserve(&mut self, job: JobId, vm: VmId, resources: Resources, now: Tick, ttl: Millis) -> Reserve {
+    /// Promises `resources` for `vm` to `job`. A repeat counts once.
+    pub fn reserve(&mut self, job: JobId, vm: VmId, resources: Resources) -> Reserve {
         if self.used.get(&vm).is_some_and(|u| u.by == Some(job)) {
             return Reserve::Arrived;
         }
-        if let Some(held) = self.reserved.get_mut(&job) {
+        if let Some(held) = self.reserved.get(&job) {
             if held.resources != resources || held.vm != vm {
                 return Reserve::Clash(*held);
             }
-            // Never shortened: a kept promise stays kept.
-            held.expires_at = held.expires_at.map(|at| at.max(now.plus(ttl)));
             return Reserve::Granted;
         }
         let free = self.balance().free;
         if !free.holds(resources) {
             return Reserve::NoRoom { short_by: resources.minus(free) };
         }
-        self.reserved.insert(job, Reservation { vm, resources, expires_at: Some(now.plus(ttl)) });
+        self.reserved.insert(job, Reservation { vm, resources });
         Reserve::Granted
-    }
-
-    /// The promise to `job` no longer lapses by itself: its target is past giving up.
-    pub fn keep(&mut self, job: JobId) {
-        if let Some(held) = self.reserved.get_mut(&job) {
-            held.expires_at = None;
-        }
     }
 
     /// Takes over a promise that was made in an earlier life, whether or not it still fits.
@@ -160,14 +140,6 @@ impl Ledger {
     /// Gives the promise to `job` back; whether there was one.
     pub fn release(&mut self, job: JobId) -> bool {
         self.reserved.remove(&job).is_some()
-    }
-
-    /// Lets lapse what is due at `now`; the jobs whose promise is gone.
-    pub fn expire(&mut self, now: Tick) -> Vec<JobId> {
-        let due = |r: &Reservation| r.expires_at.is_some_and(|at| at <= now);
-        let gone: Vec<JobId> = self.reserved.iter().filter(|(_, r)| due(r)).map(|(job, _)| *job).collect();
-        self.reserved.retain(|_, r| !due(r));
-        gone
     }
 
     /// A new VM takes room at once, or learns what is missing. A repeat for the same VM counts once.
@@ -223,16 +195,14 @@ mod tests {
         Resources { cpu: n, memory_bytes: n * 10, disk_bytes: n * 100 }
     }
 
-    const TTL: Millis = Millis(100);
-
     #[test]
     fn a_promise_is_counted_once_and_given_back_once() {
         let mut ledger = Ledger::new(room(10));
-        assert_eq!(ledger.reserve(job(1), vm(1), room(6), Tick(0), TTL), Reserve::Granted);
-        assert_eq!(ledger.reserve(job(1), vm(1), room(6), Tick(5), TTL), Reserve::Granted);
+        assert_eq!(ledger.reserve(job(1), vm(1), room(6)), Reserve::Granted);
+        assert_eq!(ledger.reserve(job(1), vm(1), room(6)), Reserve::Granted);
         assert_eq!(ledger.balance().reserved, room(6));
-        assert_eq!(ledger.reserve(job(2), vm(2), room(5), Tick(5), TTL), Reserve::NoRoom { short_by: room(1) });
-        assert!(matches!(ledger.reserve(job(1), vm(1), room(5), Tick(5), TTL), Reserve::Clash(_)));
+        assert_eq!(ledger.reserve(job(2), vm(2), room(5)), Reserve::NoRoom { short_by: room(1) });
+        assert!(matches!(ledger.reserve(job(1), vm(1), room(5)), Reserve::Clash(_)));
         assert!(ledger.release(job(1)));
         assert!(!ledger.release(job(1)));
         assert_eq!(ledger.balance().free, room(10));
@@ -241,30 +211,15 @@ mod tests {
     #[test]
     fn a_late_repeat_of_a_request_whose_vm_arrived_promises_nothing() {
         let mut ledger = Ledger::new(room(10));
-        ledger.reserve(job(1), vm(1), room(6), Tick(0), TTL);
+        ledger.reserve(job(1), vm(1), room(6));
         assert_eq!(ledger.commit(job(1)), Commit::Done);
         assert_eq!(ledger.commit(job(1)), Commit::Again);
-        assert_eq!(ledger.reserve(job(1), vm(1), room(6), Tick(9), TTL), Reserve::Arrived);
-        ledger.restore(job(1), Reservation { vm: vm(1), resources: room(6), expires_at: None });
+        assert_eq!(ledger.reserve(job(1), vm(1), room(6)), Reserve::Arrived);
+        ledger.restore(job(1), Reservation { vm: vm(1), resources: room(6) });
         let balance = ledger.balance();
         assert_eq!((balance.used, balance.reserved, balance.free), (room(6), room(0), room(4)));
         assert!(ledger.vacate(vm(1)));
         assert_eq!(ledger.commit(job(1)), Commit::Unknown);
-    }
-
-    #[test]
-    fn a_promise_lapses_unless_it_was_renewed_or_kept() {
-        let mut ledger = Ledger::new(room(10));
-        ledger.reserve(job(1), vm(1), room(1), Tick(0), TTL);
-        ledger.reserve(job(2), vm(2), room(1), Tick(0), TTL);
-        ledger.reserve(job(3), vm(3), room(1), Tick(0), TTL);
-        ledger.reserve(job(2), vm(2), room(1), Tick(60), TTL);
-        ledger.keep(job(3));
-        assert_eq!(ledger.expire(Tick(99)), vec![]);
-        assert_eq!(ledger.expire(Tick(100)), vec![job(1)]);
-        assert_eq!(ledger.expire(Tick(160)), vec![job(2)]);
-        assert_eq!(ledger.expire(Tick(u64::MAX)), vec![]);
-        assert_eq!(ledger.balance().reserved, room(1));
     }
 
     #[test]
@@ -274,7 +229,7 @@ mod tests {
         ledger.adopt(vm(2), room(3));
         let balance = ledger.balance();
         assert_eq!((balance.free, balance.over), (room(0), room(2)));
-        assert_eq!(ledger.reserve(job(1), vm(3), room(1), Tick(0), TTL), Reserve::NoRoom { short_by: room(1) });
+        assert_eq!(ledger.reserve(job(1), vm(3), room(1)), Reserve::NoRoom { short_by: room(1) });
         assert_eq!(ledger.occupy(vm(3), room(1)), Err(room(1)));
         assert_eq!(ledger.occupy(vm(1), room(3)), Ok(()), "a repeat of what is there");
     }
@@ -284,12 +239,9 @@ mod tests {
         Reserve(u64, u64),
         Commit(u64),
         Release(u64),
-        Keep(u64),
-        Expire(u64),
         Occupy(u64, u64),
         Adopt(u64, u64),
         Vacate(u64),
-        Capacity(u64),
     }
 
     fn op() -> impl Strategy<Value = Op> {
@@ -298,20 +250,17 @@ mod tests {
             (id.clone(), 0..6_u64).prop_map(|(j, n)| Op::Reserve(j, n)),
             id.clone().prop_map(Op::Commit),
             id.clone().prop_map(Op::Release),
-            id.clone().prop_map(Op::Keep),
-            (0..400_u64).prop_map(Op::Expire),
             (id.clone(), 0..6_u64).prop_map(|(v, n)| Op::Occupy(v, n)),
             (id.clone(), 0..6_u64).prop_map(|(v, n)| Op::Adopt(v, n)),
             id.prop_map(Op::Vacate),
-            (0..20_u64).prop_map(Op::Capacity),
         ]
     }
 
-    fn apply(ledger: &mut Ledger, op: &Op, now: Tick) {
+    fn apply(ledger: &mut Ledger, op: &Op) {
         match *op {
             Op::Reserve(j, n) => {
                 let before = ledger.balance();
-                if ledger.reserve(job(j), vm(j), room(n), now, TTL) == Reserve::Granted && before.over == room(0) {
+                if ledger.reserve(job(j), vm(j), room(n)) == Reserve::Granted && before.over == room(0) {
                     assert_eq!(ledger.balance().over, room(0), "a grant never exceeds capacity");
                 }
             }
@@ -320,10 +269,6 @@ mod tests {
             }
             Op::Release(j) => {
                 ledger.release(job(j));
-            }
-            Op::Keep(j) => ledger.keep(job(j)),
-            Op::Expire(at) => {
-                ledger.expire(Tick(at));
             }
             Op::Occupy(v, n) => {
                 let before = ledger.balance();
@@ -335,7 +280,6 @@ mod tests {
             Op::Vacate(v) => {
                 ledger.vacate(vm(v));
             }
-            Op::Capacity(n) => ledger.set_capacity(room(n)),
         }
     }
 
@@ -344,8 +288,8 @@ mod tests {
         fn free_and_reserved_and_used_are_the_capacity(ops in prop::collection::vec(op(), 0..60)) {
             let mut ledger = Ledger::new(room(10));
             let mut replay = Ledger::new(room(10));
-            for (now, op) in ops.iter().enumerate() {
-                apply(&mut ledger, op, Tick(now as u64 * 7));
+            for op in &ops {
+                apply(&mut ledger, op);
                 let b = ledger.balance();
                 prop_assert_eq!(b.free.plus(b.reserved).plus(b.used), b.capacity.plus(b.over));
                 for (free, over) in [
@@ -356,8 +300,8 @@ mod tests {
                     prop_assert!(free == 0 || over == 0);
                 }
             }
-            for (now, op) in ops.iter().enumerate() {
-                apply(&mut replay, op, Tick(now as u64 * 7));
+            for op in &ops {
+                apply(&mut replay, op);
             }
             prop_assert_eq!(replay, ledger, "replay gives the same balance");
         }
@@ -366,11 +310,10 @@ mod tests {
         fn a_repeat_of_each_call_changes_nothing(ops in prop::collection::vec(op(), 0..60)) {
             let mut once = Ledger::new(room(10));
             let mut twice = Ledger::new(room(10));
-            for (now, op) in ops.iter().enumerate() {
-                let now = Tick(now as u64 * 7);
-                apply(&mut once, op, now);
-                apply(&mut twice, op, now);
-                apply(&mut twice, op, now);
+            for op in &ops {
+                apply(&mut once, op);
+                apply(&mut twice, op);
+                apply(&mut twice, op);
                 prop_assert_eq!(&once, &twice);
             }
         }

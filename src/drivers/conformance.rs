@@ -135,7 +135,11 @@ impl Suite<'_> {
 
     async fn power_is(&self, driver: &dyn Hypervisor, vm: VmId, power: GuestPower) -> Outcome {
         let seen = self.get(driver, vm).await?;
-        holds("the power is what the calls made it", seen.as_ref().is_some_and(|s| s.power == power), (power, seen))
+        holds(
+            "the power is what the calls made it",
+            seen.as_ref().is_some_and(|s| s.sight.power == power),
+            (power, seen),
+        )
     }
 
     async fn until<F>(&self, property: &'static str, mut come_true: F) -> Outcome
@@ -152,9 +156,9 @@ impl Suite<'_> {
     }
 
     async fn ticks_on(&self, driver: &dyn Hypervisor, vm: VmId) -> Outcome {
-        let from = self.get(driver, vm).await?.map_or(0, |seen| seen.tick);
+        let from = self.get(driver, vm).await?.map_or(0, |seen| seen.sight.tick);
         self.until("a running guest ticks", async || {
-            Ok(self.get(driver, vm).await?.is_some_and(|seen| seen.tick > from + 2))
+            Ok(self.get(driver, vm).await?.is_some_and(|seen| seen.sight.tick > from + 2))
         })
         .await
     }
@@ -193,11 +197,11 @@ impl Suite<'_> {
             Ok(HostReply::DirtyRate(_)) | Err(HostError::Unsupported { .. }) => {}
             other => return Err(fails("`DirtyRate` is measured or unsupported", other)),
         }
-        let before = self.get(driver, vm).await?.map_or(0, |seen| seen.tick);
+        let before = self.get(driver, vm).await?.map_or(0, |seen| seen.sight.tick);
         self.twice(driver, HostCall::Stop { vm, fence: Fence::FIRST }).await?;
         self.power_is(driver, vm, GuestPower::Stopped).await?;
         self.twice(driver, HostCall::Start { vm, fence: Fence::FIRST }).await?;
-        let after = self.get(driver, vm).await?.map_or(0, |seen| seen.tick);
+        let after = self.get(driver, vm).await?.map_or(0, |seen| seen.sight.tick);
         holds("ticks never go back over a restart", after >= before, (before, after))?;
         self.removed(vm, Fence::FIRST).await
     }
@@ -238,12 +242,12 @@ impl Suite<'_> {
         let reply = self.call(driver, pause.clone()).await;
         holds("a running guest can be paused", reply == Ok(HostReply::Done), reply)?;
         self.until("the watchdog resumes the guest", async || {
-            Ok(self.get(driver, vm).await?.is_some_and(|seen| seen.power == GuestPower::Running))
+            Ok(self.get(driver, vm).await?.is_some_and(|seen| seen.sight.power == GuestPower::Running))
         })
         .await?;
         self.ticks_on(driver, vm).await?;
         let seen = self.get(driver, vm).await?;
-        holds("its attempt is shown as spent", seen.as_ref().is_some_and(|s| s.spent == Some(key)), seen)?;
+        holds("its attempt is shown as spent", seen.as_ref().is_some_and(|s| s.sight.spent == Some(key)), seen)?;
         self.refused("a spent attempt never holds", driver, HostCall::Hold { key }).await?;
         self.refused("a spent attempt never pauses", driver, pause).await?;
         self.removed(vm, Fence::FIRST).await
@@ -256,7 +260,11 @@ impl Suite<'_> {
         let pause = HostCall::PauseForSwitch { key, fence: Fence::FIRST, deadline: DEADLINE };
         self.twice(driver, pause.clone()).await?;
         let stood = self.get(driver, vm).await?;
-        holds("it is shown for whom it is paused", stood.as_ref().is_some_and(|s| s.paused_for == Some(key)), &stood)?;
+        holds(
+            "it is shown for whom it is paused",
+            stood.as_ref().is_some_and(|s| s.sight.paused_for == Some(key)),
+            &stood,
+        )?;
         self.refused("a paused guest can't be started", driver, HostCall::Start { vm, fence: Fence::FIRST }).await?;
         self.twice(driver, HostCall::CancelPause { key }).await?;
         self.ticks_on(driver, vm).await?;
@@ -311,7 +319,11 @@ impl Suite<'_> {
         holds("what is here and not retired is not purged", matches!(early, Err(HostError::Refused { .. })), early)?;
         let report = self.sealed(key).await?;
         let stood = self.get(source, vm).await?;
-        holds("what is sealed is the paused moment", stood.as_ref().is_some_and(|s| s.tick == report.tick), &stood)?;
+        holds(
+            "what is sealed is the paused moment",
+            stood.as_ref().is_some_and(|s| s.sight.tick == report.tick),
+            &stood,
+        )?;
         self.twice(source, HostCall::Hold { key }).await?;
         self.refused("a held guest can't be started", source, HostCall::Start { vm, fence }).await?;
         self.refused("a held guest can't be stopped", source, HostCall::Stop { vm, fence }).await?;

@@ -17,8 +17,8 @@ use std::pin::Pin;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::types::{Attempt, Fence, GuestPower, Incarnation, Millis, OperationId, Resources, Sight, VmId, VmSpec};
 pub use crate::types::{Channel, End, SwitchKey};
+use crate::types::{Fence, Incarnation, Millis, OperationId, Resources, Sight, VmId, VmSpec};
 
 /// A future on the heap, so that drivers can be held behind `dyn`.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -132,38 +132,8 @@ pub struct VmObservation {
     pub vm: VmId,
     /// Its definition.
     pub spec: VmSpec,
-    /// Its power state.
-    pub power: GuestPower,
-    /// The highest fence that the host has seen for it.
-    pub fence: Fence,
-    /// The highest attempt that the host has seen for it.
-    pub attempt: Attempt,
-    /// The attempt that holds it, if one does.
-    pub hold: Option<SwitchKey>,
-    /// The attempt for which it is paused with an armed watchdog.
-    pub paused_for: Option<SwitchKey>,
-    /// The attempt whose pause ended without a hold: the watchdog fired or it was cancelled.
-    pub spent: Option<SwitchKey>,
-    /// What is being received, and whether it is sealed.
-    pub receiving: Option<(SwitchKey, bool)>,
-    /// Ticks done, for a guest that runs.
-    pub tick: u64,
-}
-
-impl VmObservation {
-    /// The same without the definition, as decisions need it.
-    pub fn sight(&self) -> Sight {
-        Sight {
-            power: self.power,
-            fence: self.fence,
-            attempt: self.attempt,
-            hold: self.hold,
-            paused_for: self.paused_for,
-            spent: self.spent,
-            receiving: self.receiving,
-            tick: self.tick,
-        }
-    }
+    /// How it is.
+    pub sight: Sight,
 }
 
 /// Measured rates of a guest's writes, bytes per second of distinct pages or blocks.

@@ -53,8 +53,6 @@ areas! {
         JobsEnded = "jobs_ended",
         /// Decisions of attempts by VM id: the first recorded wins.
         Decisions = "decisions",
-        /// Ownership of VMs that this region minted or received.
-        Owners = "owners",
         /// Reservations of capacity.
         Reservations = "reservations",
         /// Migration plans.

@@ -114,7 +114,7 @@ pub const ROUNDS_MAX: u32 = 30;
 pub const ATTEMPTS_PER_JOB_MAX: u32 = 5;
 /// How long a plan may be started.
 pub const PLAN_EXPIRES_MS: Millis = Millis(600_000);
-/// How long a reservation lives without its job.
+/// How long a side of a job hears nothing before it gives up, and the promise of room at its target with it.
 pub const RESERVATION_MS: Millis = Millis(300_000);
 /// How long a retired source disk is kept (law 7.3).
 pub const RETENTION_MS: Millis = Millis(3_600_000);

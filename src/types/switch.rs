@@ -16,7 +16,7 @@ pub struct SwitchKey {
 }
 
 /// What a host says of a VM, its definition aside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Sight {
     /// Its power state.
     pub power: GuestPower,

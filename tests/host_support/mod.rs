@@ -148,8 +148,9 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
 }
 
 pub async fn ticked(driver: &dyn Hypervisor, vm: VmId, ticks: u64) {
-    let from = get(driver, vm).await.expect("it is here").tick;
-    eventually("the guest ticks", async || get(driver, vm).await.is_some_and(|seen| seen.tick >= from + ticks)).await;
+    let from = get(driver, vm).await.expect("it is here").sight.tick;
+    eventually("the guest ticks", async || get(driver, vm).await.is_some_and(|seen| seen.sight.tick >= from + ticks))
+        .await;
 }
 
 /// Creates and starts a guest.

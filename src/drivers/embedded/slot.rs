@@ -16,7 +16,7 @@ use super::rules::{Effect, Event, Power, Rules, Stage};
 use super::scheduler::GuestCell;
 use super::transfer::{Offer, Receipt};
 use crate::drivers::{BoxFuture, HostError, SealReport, SwitchKey, TransferProgress, VmObservation};
-use crate::types::{ClusterId, Fence, Millis, Sight, VmId, VmSpec};
+use crate::types::{ClusterId, Fence, Millis, VmId, VmSpec};
 
 /// What a call brings beside its event.
 #[derive(Debug, Clone, Default)]
@@ -453,8 +453,7 @@ impl Slot {
             let now = self.now();
             (now.rules.clone(), now.spec.clone()?, now.cell.clone())
         };
-        let Sight { power, fence, attempt, hold, paused_for, spent, receiving, tick } =
-            rules.sight(cell.map_or(0, |cell| cell.tick()))?;
-        Some(VmObservation { vm: self.vm, spec, power, fence, attempt, hold, paused_for, spent, receiving, tick })
+        let sight = rules.sight(cell.map_or(0, |cell| cell.tick()))?;
+        Some(VmObservation { vm: self.vm, spec, sight })
     }
 }

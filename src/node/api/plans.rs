@@ -86,7 +86,7 @@ impl RegionApi {
             source,
             target: request.target.clone(),
             recorded_at: Some(record.cluster.clone()),
-            power: self.host_says(&record).await.map(|seen| seen.power),
+            power: self.host_says(&record).await.map(|seen| seen.sight.power),
             locked_by: record.job,
             source_driver: source_view
                 .as_ref()

@@ -187,7 +187,7 @@ impl RegionApi {
             return Ok(before);
         }
         let wants_it = desired == DesiredPower::Running;
-        let restart = wants_it && self.host_says(&before.record).await.is_some_and(|seen| seen.sight().memory_lost());
+        let restart = wants_it && self.host_says(&before.record).await.is_some_and(|seen| seen.sight.memory_lost());
         let (asked, held) = (context.clone(), before.held);
         let record = self
             .ctx
@@ -385,14 +385,14 @@ impl RegionApi {
             place: self.ctx.here(&record.cluster),
             power: match &vm {
                 // No job moves it any more, and it is this region's: what was received is a disk without a memory.
-                Some(seen) if record.job.is_none() && trouble.is_some() && seen.sight().memory_lost() => {
+                Some(seen) if record.job.is_none() && trouble.is_some() && seen.sight.memory_lost() => {
                     ObservedPower::Lost
                 }
-                seen => seen.as_ref().map(|seen| seen.power).into(),
+                seen => seen.as_ref().map(|seen| seen.sight.power).into(),
             },
             power_age_ms: age,
             trouble,
-            held: vm.as_ref().is_some_and(|vm| vm.hold.is_some()),
+            held: vm.as_ref().is_some_and(|vm| vm.sight.hold.is_some()),
             observed_at: self.ctx.clock.wall(),
             age_ms: Millis(0),
             stale: !fresh,
