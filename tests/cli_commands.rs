@@ -218,6 +218,10 @@ fn a_migration_is_planned_started_in_one_go_followed_and_cancelled() {
     let started = node.good(&["migration", "start", "web", "--to", "us/us-a"]);
     assert!(started.starts_with("job-1-1-1 moves vm-1-1-1 from eu/eu-a to us/us-a"), "{started}");
     node.good(&["migration", "start", "--plan", "plan-1-1-1"]);
+    let none = node.good(&["migration", "list", "--state", "parked"]);
+    assert!(!none.contains("job-1-1-1"), "{none}");
+    let wrong = node.run(&["migration", "list", "--state", "perked"]);
+    assert!(wrong.code == 2 && wrong.err.contains("perked"), "{}: {}", wrong.code, wrong.err);
     let list = node.good(&["migration", "list", "--vm", "web"]);
     assert!(list.contains("job-1-1-1") && list.contains("transferring") && list.contains("42 %"), "{list}");
     let shown = node.good(&["migration", "show", "job-1-1-1"]);

@@ -84,7 +84,7 @@ fn a_planted_double_run_makes_it_fail() {
 /// Starts a demo and waits until its regions run VMs.
 async fn under_way(temporary: &TempDir) -> Child {
     let mut command = tokio::process::Command::from(command(temporary, &[]));
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn().expect("it starts");
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true).spawn().expect("it starts");
     let consoles = async || {
         let found =
             files_below(temporary.path()).into_iter().filter(|f| f.ends_with(".log") && f.contains("/console/"));
@@ -114,10 +114,14 @@ fn signal(child: &Child, signal: rustix::process::Signal) {
 async fn ctrl_c_leaves_nothing_behind() {
     let _alone = alone();
     let temporary = TempDir::new().expect("a directory");
-    let mut child = under_way(&temporary).await;
+    let child = under_way(&temporary).await;
     signal(&child, rustix::process::Signal::INT);
-    let ended = tokio::time::timeout(Duration::from_secs(20), child.wait()).await.expect("it ends").expect("a status");
-    assert_eq!(ended.code(), Some(1));
+    let ended = child.wait_with_output();
+    let ended = tokio::time::timeout(Duration::from_secs(20), ended).await.expect("it ends").expect("a status");
+    assert_eq!(ended.status.code(), Some(1));
+    let document: Value = serde_json::from_slice(&ended.stdout).expect("one document, also of a run that was ended");
+    assert_eq!(document["ok"], false);
+    assert!(document["error"].as_str().is_some_and(|why| why.contains("interrupted")), "{document}");
     nothing_is_left(temporary.path());
 }
 

@@ -493,6 +493,10 @@ pub(super) enum MigrationVerb {
         /// Only of this VM
         #[arg(long)]
         vm: Option<String>,
+        /// Only in this state: pending, preparing, transferring, finalizing, synchronizing, parked, completed,
+        /// rolled_back, cancelled
+        #[arg(long)]
+        state: Option<String>,
         /// Only with this status: pending, running, completed, failed, cancelled
         #[arg(long)]
         status: Option<String>,

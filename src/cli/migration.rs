@@ -48,12 +48,13 @@ pub(super) async fn migration(client: &Client, out: &mut Output, verb: Migration
                 note(&format!("follow it with: novafed migration watch {}", job.id));
             }
         }
-        MigrationVerb::List { vm, status } => {
+        MigrationVerb::List { vm, state, status } => {
             let vm = match vm {
                 Some(name) => Some(find(client, &name).await?),
                 None => None,
             };
-            list(out, all(client, "/v2/migrations", &[("vm", given(&vm)), ("status", status)]).await?)?;
+            let query = [("vm", given(&vm)), ("state", state), ("status", status)];
+            list(out, all(client, "/v2/migrations", &query).await?)?;
         }
         MigrationVerb::Show { job } => show(client, out, job).await?,
         MigrationVerb::Watch { job } => return follow(client, out, job).await,

@@ -22,6 +22,7 @@ use self::stage::Stage;
 use super::federation::HarnessError;
 use super::invariants::Ledger;
 use super::process::{Run, processes_of};
+use crate::types::chain;
 
 /// Options of the demo; `novafed demo --help` has their defaults.
 #[derive(Debug, Clone)]
@@ -81,7 +82,10 @@ async fn demo(options: DemoOptions) -> ExitCode {
     let mut run = match made {
         Ok(run) => run,
         Err(error) => {
-            stage.head(&describe(&error));
+            stage.head(&chain(&error));
+            if options.json {
+                print(&Report::failed(scenario::region_names(), chain(&error), stage.seconds()), true);
+            }
             return ExitCode::FAILURE;
         }
     };
@@ -92,7 +96,7 @@ async fn demo(options: DemoOptions) -> ExitCode {
     let told = tokio::select! {
         biased;
         name = interrupted => Err(format!("{name}: stopping, and removing what was made")),
-        told = story(options.clone(), &dir, &mut stage) => told.map_err(|e| describe(&e)),
+        told = story(options.clone(), &dir, &mut stage) => told.map_err(|e| chain(&e)),
     };
     stage.end();
     let closed = run.close().await;
@@ -110,8 +114,11 @@ async fn demo(options: DemoOptions) -> ExitCode {
         }
         Err(why) => {
             stage.head(&why);
+            if options.json {
+                print(&Report::failed(scenario::region_names(), why, stage.seconds()), true);
+            }
             if let Err(error) = closed {
-                stage.head(&describe(&error));
+                stage.head(&chain(&error));
             }
             ExitCode::FAILURE
         }
@@ -169,15 +176,4 @@ fn print(report: &Report, json: bool) {
     };
     // Whoever closed the pipe does not want to read it.
     let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
-/// The error with its causes, in one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
 }

@@ -65,9 +65,17 @@ pub struct Report {
     pub invariants: Vec<Invariant>,
     /// How long the run took.
     pub seconds: f64,
+    /// Why it did not come to its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 impl Report {
+    /// Of a run that did not come to its end.
+    pub fn failed(regions: Vec<String>, error: String, seconds: f64) -> Report {
+        Report { ok: false, regions, migrations: vec![], invariants: vec![], seconds, error: Some(error) }
+    }
+
     /// Puts it together: `ok` if `expected` moves completed and each invariant was checked and held.
     pub fn of(
         regions: Vec<String>,
@@ -78,7 +86,7 @@ impl Report {
     ) -> Report {
         let moved = migrations.len() == expected && migrations.iter().all(|m| m.result == "completed");
         let ok = moved && !invariants.is_empty() && invariants.iter().all(Invariant::held);
-        Report { ok, regions, migrations, invariants, seconds }
+        Report { ok, regions, migrations, invariants, seconds, error: None }
     }
 
     /// The closing tables, for people.

@@ -1,7 +1,7 @@
 //! The federation as this region sees it: status, clusters, links, store, operations, events, audit.
 //! Always: from memory and the own store; nobody else is waited for, so it answers also when cut off.
 
-use super::{RegionApi, issues, not_found};
+use super::{RegionApi, not_found};
 use crate::actors::records::CleanupKind;
 use crate::actors::{outbox, tables};
 use crate::admin::*;
@@ -161,8 +161,7 @@ impl RegionApi {
             regions.push(self.peer_region(&peer, &clusters, now, wall));
         }
         regions.sort_by(|a, b| a.name.cmp(&b.name));
-        let issues = self.issues_now(&clusters, &links, &regions, &jobs, wall).await?;
-        let recommendations = issues::recommendations(&issues);
+        let (issues, recommendations) = self.issues_now(&clusters, &links, &regions, &jobs, wall).await?;
         let health_status = match issues.iter().map(|issue| issue.severity).max() {
             Some(Severity::Blocking) => Health::Failed,
             Some(Severity::Warning) => Health::Degraded,
