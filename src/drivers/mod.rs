@@ -164,7 +164,8 @@ pub struct TransferProgress {
     pub sent_twice_bytes: u64,
     /// What the first round has to send, bytes.
     pub total_bytes: u64,
-    /// What is left of the current round, bytes.
+    /// What would have to be sent if the guest was paused now, bytes: the rest of the round, and what the guest wrote
+    /// since that was counted.
     pub remaining_bytes: u64,
     /// Bytes of distinct pages and blocks that the last finished round left dirty.
     pub dirty_bytes: u64,

@@ -48,6 +48,8 @@ struct Inner {
     lineage: Option<u64>,
     progress: TransferProgress,
     sent_of_round: u64,
+    /// When what was left was last counted.
+    counted: Tick,
     /// Payload sent and acknowledged on this connection.
     in_flight: (u64, u64),
     /// Digest that the target verified.
@@ -73,6 +75,7 @@ impl Offer {
             lineage: None,
             progress: TransferProgress::default(),
             sent_of_round: 0,
+            counted: Tick(0),
             in_flight: (0, 0),
             verified: None,
             rate: Rate::default(),
@@ -125,12 +128,21 @@ impl Offer {
 
     /// How the transfer stands, as this end counts.
     pub fn progress(&self) -> TransferProgress {
-        let dirty = self.cell.lock().guest.dirty_rate();
+        let (dirty, paused) = {
+            let cell = self.cell.lock();
+            (cell.guest.dirty_rate(), cell.motion() == Motion::Paused)
+        };
         let inner = self.lock();
+        let per_second = dirty.memory_bytes_per_second.saturating_add(dirty.disk_bytes_per_second);
+        // What the guest wrote since: of its working set, if that is known, each page counts once.
+        let set = if dirty.working_set_bytes > 0 { dirty.working_set_bytes } else { dirty.resident_bytes };
+        let most = set.saturating_add(dirty.disk_resident_bytes);
+        let since = if paused { Millis(0) } else { self.clock.now().since(inner.counted) };
+        let written = (per_second.saturating_mul(since.0) / 1_000).min(most);
         TransferProgress {
             bytes_per_second: if inner.progress.connected { inner.rate.bytes_per_second() } else { 0 },
-            dirty_bytes_per_second: dirty.memory_bytes_per_second.saturating_add(dirty.disk_bytes_per_second),
-            remaining_bytes: inner.progress.remaining_bytes.saturating_sub(inner.sent_of_round),
+            dirty_bytes_per_second: per_second,
+            remaining_bytes: inner.progress.remaining_bytes.saturating_sub(inner.sent_of_round).saturating_add(written),
             ..inner.progress
         }
     }
@@ -465,6 +477,7 @@ async fn pump<W: AsyncWrite + Unpin>(sending: &Sending<'_>, writer: &mut W) -> R
             let mut inner = sending.lock()?;
             inner.progress.remaining_bytes = dirty;
             inner.sent_of_round = 0;
+            inner.counted = sending.offer.clock.now();
         }
         let mut cursor = Cursor::default();
         loop {
@@ -499,6 +512,7 @@ async fn pump<W: AsyncWrite + Unpin>(sending: &Sending<'_>, writer: &mut W) -> R
             inner.progress.dirty_bytes = dirty;
             inner.progress.remaining_bytes = dirty;
             inner.sent_of_round = 0;
+            inner.counted = sending.offer.clock.now();
             inner.progress.rounds
         };
         match stood {
