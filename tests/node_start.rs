@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use novafed::admin::FederationStatus;
+use novafed::admin::{FederationStatus, Page, VmView};
 use novafed::chaos::federation::{Federation, RegionPlan, Setup};
 use novafed::chaos::process::{Run, wait_for};
 use novafed::types::*;
@@ -64,6 +64,71 @@ async fn a_host_that_cannot_start_keeps_nobody_else_from_working() {
         if status.issues.is_empty() { Ok(()) } else { Err(format!("{:?}", status.issues)) }
     };
     wait_for("the cluster is back", Millis(30_000), look).await.unwrap();
+    drop(fed);
+    run.close().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn vms_of_a_region_that_is_away_are_said_to_be_missing_and_ones_of_an_unnamed_cluster_unserved() {
+    let run = Run::create().await.unwrap();
+    let [eu, us]: [RegionName; 2] = ["eu", "us"].map(|name| name.parse().unwrap());
+    let capacity = Resources { cpu: 10, memory_bytes: GIB, disk_bytes: GIB };
+    let plan = |name: &RegionName| RegionPlan {
+        name: name.clone(),
+        clusters: [(format!("{name}-a").parse().unwrap(), capacity)].into(),
+        extra: String::new(),
+    };
+    let setup = Setup {
+        federation: "away".parse().unwrap(),
+        regions: vec![plan(&eu), plan(&us)],
+        distances: BTreeMap::new(),
+        seed: 1,
+    };
+    let mut fed = Federation::start(run.dir(), &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
+    for name in [&eu, &us] {
+        fed.ready(name).await.unwrap();
+    }
+    let vm = fed.create(&us, &spec("web")).await.unwrap().vm.unwrap().record.id;
+    wait_for("eu to list it", Millis(30_000), async || {
+        let page: Page<VmView> = fed.get(&eu, "/v2/vms").await.map_err(|e| e.to_string())?;
+        if page.items.len() == 1 && page.warnings.is_empty() { Ok(()) } else { Err(format!("{page:?}")) }
+    })
+    .await
+    .unwrap();
+    fed.kill_node(&us).await.unwrap();
+    wait_for("eu to say that it does not know", Millis(30_000), async || {
+        let page: Page<VmView> = fed.get(&eu, "/v2/vms").await.map_err(|e| e.to_string())?;
+        let told = page.warnings.iter().any(|warning| warning.contains("the VMs of region us are missing"));
+        if page.items.is_empty() && told { Ok(()) } else { Err(format!("{page:?}")) }
+    })
+    .await
+    .unwrap();
+
+    // The cluster's name goes from the configuration; the VM is not forgotten.
+    fed.start_node(&us).await.unwrap();
+    fed.ready(&us).await.unwrap();
+    assert!(fed.stop_node(&us).await.unwrap().success());
+    let path = fed.region_dir(&us).unwrap().join("node.toml");
+    let named = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, named.replace("id = \"us-a\"", "id = \"us-b\"")).unwrap();
+    let mut node = std::process::Command::new(env!("CARGO_BIN_EXE_novafed"))
+        .args(["node", "--dir"])
+        .arg(fed.region_dir(&us).unwrap())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let look = async || {
+        let status: FederationStatus = fed.get(&us, "/v2/federation/status").await.map_err(|e| e.to_string())?;
+        match status.issues.iter().find(|issue| issue.code == "vms-unserved") {
+            Some(issue) if issue.message.contains(&vm.to_string()) => Ok(()),
+            _ => Err(format!("{:?}", status.issues)),
+        }
+    };
+    let told = wait_for("the VM to be called unserved", Millis(30_000), look).await;
+    node.kill().unwrap();
+    node.wait().unwrap();
+    told.unwrap();
     drop(fed);
     run.close().await.unwrap();
 }

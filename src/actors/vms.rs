@@ -161,7 +161,7 @@ pub fn reserve(txn: &mut Txn<'_, '_>, ledgers: &Ledgers, job: &Target) -> Result
     let (cluster, spec) = (&job.to.cluster, &job.offer.spec);
     match named(txn, spec)? {
         Some(other) if other != job.vm => {
-            return Ok(Err(format!("{other} has the name {}/{} here", spec.namespace, spec.name)));
+            return Ok(Err(format!("{other} has the name {}/{} in {}", spec.namespace, spec.name, job.to.region)));
         }
         Some(_) | None => {}
     }

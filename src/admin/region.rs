@@ -156,7 +156,7 @@ impl PageQuery {
         let more = items.len() > limit;
         items.truncate(limit);
         let next = if more { items.last().map(|item| key(item).to_string()) } else { None };
-        Ok(Page { items, next })
+        Ok(Page { items, next, warnings: Vec::new() })
     }
 }
 
@@ -289,7 +289,7 @@ pub trait Region: Send + Sync + 'static {
     fn explain_placement(&self, request: CreateVm) -> Answer<'_, PlacementDecision>;
     /// A plan of this region.
     fn plan(&self, id: PlanId) -> Answer<'_, MigrationPlan>;
-    /// Migrations that this region takes part in, ordered by id.
+    /// Migrations out of this region, ordered by id.
     fn migrations(&self, filter: MigrationFilter, page: PageQuery) -> Answer<'_, Page<MigrationStatus>>;
     /// One of them.
     fn migration(&self, id: JobId) -> Answer<'_, MigrationStatus>;

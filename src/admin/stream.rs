@@ -80,7 +80,7 @@ pub(super) async fn follow(app: &App, call: &Call, what: Follow) -> Result<Respo
         let limit = PageQuery { cursor: None, limit: q.limit }.limit()?;
         let items = what.fetch(app, after, limit).await?;
         let next = if items.len() == limit { items.last().map(|e| e.sequence.to_string()) } else { None };
-        return Ok(ok(&Page { items, next }));
+        return Ok(ok(&Page { items, next, warnings: Vec::new() }));
     }
     let permit = app.watches.clone().try_acquire_owned().map_err(|_| busy("too many clients follow events"))?;
     // Fetched before the answer begins, so that what can't be followed is an error and not an empty stream.

@@ -561,6 +561,16 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Pass it as `cursor` to get the next page; null on the last one.
     pub next: Option<String>,
+    /// What is missing, and why: a region that did not answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+}
+
+impl<T> Page<T> {
+    /// The last page, or the only one.
+    pub fn last(items: Vec<T>) -> Page<T> {
+        Page { items, next: None, warnings: Vec::new() }
+    }
 }
 
 /// An error document.

@@ -488,7 +488,7 @@ pub(super) enum MigrationVerb {
         #[arg(long)]
         watch: bool,
     },
-    /// List migrations that this region takes part in
+    /// List migrations out of this region (its target tells none of them)
     List {
         /// Only of this VM
         #[arg(long)]

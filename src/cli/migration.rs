@@ -140,7 +140,7 @@ fn list(out: &mut Output, page: Page<MigrationStatus>) -> Result<(), CliError> {
         ]
     };
     let head = ["id", "vm", "from", "to", "state", "done", "stood still", "reason"];
-    let nothing = "There are no migrations. Start one: novafed migration start VM --to REGION/CLUSTER";
+    let nothing = "No migrations began in this region. Start one: novafed migration start VM --to REGION/CLUSTER";
     Ok(out.table(&head, page.items.iter().map(row).collect(), nothing)?)
 }
 
@@ -200,6 +200,9 @@ async fn steer(client: &Client, out: &mut Output, args: SteerArgs, steer: Steer)
     let job: MigrationStatus = client.typed(Ask::post(path).body(&SteerRequest { reason: args.reason })).await?;
     if out.json() {
         return Ok(out.document(&job)?);
+    }
+    if steer == Steer::Cancel && !job.state.is_end() {
+        return Ok(out.line(&format!("{} is being cancelled, at step {}", job.id, job.phase))?);
     }
     Ok(out.line(&ending(&job))?)
 }

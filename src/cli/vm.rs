@@ -3,7 +3,7 @@
 use std::fmt::Display;
 
 use super::args::{ChangeArgs, CreateArgs, PlacementVerb, SpecArgs, VmVerb};
-use super::output::{Output, age, word};
+use super::output::{Output, age, note, word};
 use super::{CliError, own};
 use crate::admin::client::{Ask, Client};
 use crate::admin::{CreateVm, CreatedVm, Page, PlacementDecision, PlacementWish, VmView};
@@ -43,7 +43,7 @@ pub(super) async fn all<T: serde::de::DeserializeOwned>(
     path: &str,
     query: &[(&str, Option<String>)],
 ) -> Result<Page<T>, CliError> {
-    let mut items = Vec::new();
+    let (mut items, mut warnings) = (Vec::new(), Vec::new());
     let mut cursor = None;
     loop {
         let mut query = query.to_vec();
@@ -51,8 +51,10 @@ pub(super) async fn all<T: serde::de::DeserializeOwned>(
         let page: Page<T> = client.get(&with_query(path, &query)).await?;
         items.extend(page.items);
         cursor = page.next;
+        // Each page says it anew.
+        warnings = if page.warnings.is_empty() { warnings } else { page.warnings };
         if cursor.is_none() {
-            return Ok(Page { items, next: None });
+            return Ok(Page { items, next: None, warnings });
         }
     }
 }
@@ -65,6 +67,11 @@ pub(super) async fn find(client: &Client, name: &str) -> Result<VmId, CliError> 
     let page: Page<VmView> = all(client, "/v2/vms", &[("name", Some(name.to_owned()))]).await?;
     match page.items.as_slice() {
         [vm] => Ok(vm.record.id),
+        [] if !page.warnings.is_empty() => {
+            let text = format!("no VM of the regions that answered is called '{name}'; {}", page.warnings.join("; "));
+            let hint = "try again when they answer (novafed link list), or name it by its id";
+            Err(CliError::Own(crate::types::ApiError::new(ErrorCode::Unavailable, text).hint(hint)))
+        }
         [] => Err(CliError::Own(
             crate::types::ApiError::new(ErrorCode::NotFound, format!("no VM is called '{name}'"))
                 .hint("novafed vm list shows those that this region knows of"),
@@ -107,7 +114,8 @@ pub(super) async fn vm(client: &Client, out: &mut Output, verb: VmVerb) -> Resul
         VmVerb::List { region, cluster, state, label } => {
             let label = (!label.is_empty()).then(|| label.join(","));
             let query = [("region", given(&region)), ("cluster", given(&cluster)), ("state", state), ("label", label)];
-            list(out, all(client, "/v2/vms", &query).await?)
+            let filtered = query.iter().any(|(_, value)| value.is_some());
+            list(out, all(client, "/v2/vms", &query).await?, filtered)
         }
         VmVerb::Show { vm } => {
             let id = find(client, &vm).await?;
@@ -160,11 +168,11 @@ async fn change(client: &Client, out: &mut Output, args: ChangeArgs, verb: &str)
     let text = format!("{id} is not {wanted} yet; that it shall be is recorded, and goes on being tried");
     Err(CliError::Own(
         crate::types::ApiError::new(ErrorCode::DeadlineExceeded, text)
-            .hint("novafed status says what stands in the way"),
+            .hint(format!("what stands in the way: novafed vm show {id}")),
     ))
 }
 
-fn list(out: &mut Output, page: Page<VmView>) -> Result<(), CliError> {
+fn list(out: &mut Output, page: Page<VmView>, filtered: bool) -> Result<(), CliError> {
     if out.json() {
         return Ok(out.document(&page)?);
     }
@@ -183,8 +191,16 @@ fn list(out: &mut Output, page: Page<VmView>) -> Result<(), CliError> {
         ]
     };
     let head = ["id", "name", "place", "power", "cpu", "memory", "disk", "moving", "seen"];
-    let nothing = "There are no VMs. Make one: novafed vm create NAME";
-    Ok(out.table(&head, page.items.iter().map(row).collect(), nothing)?)
+    let nothing = match (page.warnings.is_empty(), filtered) {
+        (true, false) => "There are no VMs. Make one: novafed vm create NAME",
+        (true, true) => "There are no such VMs.",
+        (false, _) => "No VM is known to the regions that answered.",
+    };
+    out.table(&head, page.items.iter().map(row).collect(), nothing)?;
+    for warning in &page.warnings {
+        note(&format!("warning: {warning}"));
+    }
+    Ok(())
 }
 
 fn show(out: &mut Output, vm: &VmView) -> Result<(), CliError> {

@@ -71,5 +71,5 @@ pub(super) async fn inventory(State(app): State<App>, call: Call) -> Result<Resp
 #[utoipa::path(get, path = "/v2/links", tag = "federation", responses(
     (status = 200, body = Page<LinkView>), (status = "default", body = ErrorDocument)))]
 pub(super) async fn links(State(app): State<App>) -> Result<Response, ApiError> {
-    Ok(ok(&Page { items: app.region.links().await?, next: None }))
+    Ok(ok(&Page::last(app.region.links().await?)))
 }

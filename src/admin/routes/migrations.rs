@@ -64,7 +64,7 @@ pub(super) struct MigrationsQuery {
     limit: Option<usize>,
 }
 
-/// Migrations that this region takes part in, ordered by id
+/// Migrations out of this region, ordered by id
 #[utoipa::path(get, path = "/v2/migrations", tag = "migrations", params(MigrationsQuery), responses(
     (status = 200, body = Page<MigrationStatus>), (status = "default", body = ErrorDocument)))]
 pub(super) async fn list(State(app): State<App>, call: Call) -> Result<Response, ApiError> {

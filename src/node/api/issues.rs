@@ -54,6 +54,14 @@ static OLDER_COPY: Matter = Matter::blocking(
     "older-copy",
     "stop this node and put the latest state.redb back: its VMs may run elsewhere by now",
 );
+static STORE_FULL: Matter = Matter::blocking(
+    "store-takes-no-work",
+    "free some space on the disk of the region's directory; what runs goes on, and new work is refused until then",
+);
+static VMS_UNSERVED: Matter = Matter::warning(
+    "vms-unserved",
+    "name their clusters in node.toml again and restart the node: nobody looks after these VMs meanwhile",
+);
 static STOPPING: Matter =
     Matter::blocking("stopping", "read the log, mend the cause, start the node again; VMs go on meanwhile");
 
@@ -70,7 +78,12 @@ impl RegionApi {
         let mut issues = self.issues(clusters, links, regions, wall);
         let seen = self.seen_vms().await;
         issues.extend(self.strays(&seen, wall)?);
-        issues.extend(lost_vms(&self.views_of(seen)?, wall));
+        let vms = self.views_of(seen)?;
+        issues.extend(lost_vms(&vms, wall));
+        issues.extend(self.unserved(&vms, wall));
+        if let Some(why) = self.store_now()?.reason.filter(|_| self.ctx.store_works()) {
+            issues.push(STORE_FULL.issue("store", why, wall));
+        }
         issues.extend(self.parked_jobs(jobs, wall)?);
         issues.extend(self.known_later());
         issues.extend(parked_actors(&self.root.tree(), "", wall));
@@ -97,6 +110,19 @@ impl RegionApi {
             format!("{} of the jobs wait for a person: {}", parked.len(), names.join(", ")),
             *since,
         )))
+    }
+
+    /// VMs in clusters that the configuration does not name.
+    fn unserved(&self, vms: &[VmView], wall: WallMillis) -> Option<Found> {
+        let known = self.ctx.cluster_ids();
+        let names: Vec<String> = vms
+            .iter()
+            .filter(|vm| !known.contains(&vm.record.cluster))
+            .map(|vm| format!("{} ({}) in {}", vm.record.spec.name, vm.record.id, vm.record.cluster))
+            .collect();
+        let message =
+            || format!("{} VMs are in clusters that node.toml does not name: {}", names.len(), names.join(", "));
+        (!names.is_empty()).then(|| VMS_UNSERVED.issue("vms", message(), wall))
     }
 
     /// VMs that a host has and that this region has no record of; nobody touches them.

@@ -220,8 +220,9 @@ impl Region for RegionApi {
     }
     fn vms(&self, filter: VmFilter, page: PageQuery) -> Answer<'_, Page<VmView>> {
         Box::pin(async move {
-            let views = self.all_vms(&filter).await?.into_iter().filter(|view| filter.lets(view)).collect();
-            page.cut(views, |view: &VmView| view.record.id)
+            let (views, warnings) = self.all_vms(&filter).await?;
+            let views = views.into_iter().filter(|view| filter.lets(view)).collect();
+            Ok(Page { warnings, ..page.cut(views, |view: &VmView| view.record.id)? })
         })
     }
     fn vm(&self, id: VmId) -> Answer<'_, VmView> {

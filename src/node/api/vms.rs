@@ -293,20 +293,33 @@ impl RegionApi {
 
     /// This region's VMs and what the reachable others say of theirs. A request that names a region is answered by it
     /// alone, so that the question does not go round.
-    pub(super) async fn all_vms(&self, filter: &VmFilter) -> Result<Vec<VmView>, ApiError> {
+    pub(super) async fn all_vms(&self, filter: &VmFilter) -> Result<(Vec<VmView>, Vec<String>), ApiError> {
         let wanted = |region: &RegionName| filter.region.as_ref().is_none_or(|only| only == region);
         let mut views = if wanted(&self.ctx.region) { self.own_vms().await? } else { Vec::new() };
+        let mut warnings = Vec::new();
         let peers: Vec<RegionName> = self.ctx.peers().into_iter().filter(|peer| wanted(peer)).collect();
         for peer in peers {
-            if !self.ctx.link(&peer).is_some_and(|link| link.state().connected) {
-                continue;
-            }
-            match self.vms_of(&peer, filter).await {
+            let told = match self.ctx.link(&peer).is_some_and(|link| link.state().connected) {
+                true => self.vms_of(&peer, filter).await.map_err(|error| error.to_string()),
+                false => Err("it is not connected".to_owned()),
+            };
+            match told {
                 Ok(more) => views.extend(more),
-                Err(error) => tracing::debug!(%peer, %error, "the region did not tell its VMs"),
+                Err(why) => warnings.push(self.untold(&peer, &why)),
             }
         }
-        Ok(views)
+        Ok((views, warnings))
+    }
+
+    /// That the VMs of `peer` are missing, with what was last known of them.
+    fn untold(&self, peer: &RegionName, why: &str) -> String {
+        let now = self.ctx.clock.now();
+        let known = self.ctx.directory.clusters(now);
+        let vms: u64 = known.iter().filter(|view| view.region == *peer).map(|view| view.vms).sum();
+        match self.ctx.directory.age(peer, now) {
+            Some(age) => format!("the VMs of region {peer} are missing, {vms} when it was last heard {age} ago: {why}"),
+            None => format!("the VMs of region {peer} are missing, which was never heard: {why}"),
+        }
     }
 
     async fn vms_of(&self, peer: &RegionName, filter: &VmFilter) -> Result<Vec<VmView>, ApiError> {
