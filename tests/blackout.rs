@@ -67,7 +67,7 @@ async fn a_busy_guest_behind_a_cap_is_paused_only_when_what_is_left_fits() {
     let (stood, estimated) = (status.downtime_ms.unwrap(), status.estimated_downtime_ms);
     assert!(estimated <= ALLOWED_MS as f64, "it was paused though {estimated} ms were expected");
     assert!(stood <= ALLOWED_MS as f64 + SLACK_MS, "it stood still for {stood} ms, expected were {estimated}");
-    assert!(status.iterations >= 2, "{} rounds", status.iterations);
+    assert!(status.iterations >= 3, "{} rounds", status.iterations);
     drop(fed);
     run.close().await.unwrap();
 }

@@ -238,7 +238,8 @@ pub fn status_of(
         bytes_remaining: progress.remaining_bytes,
         rate,
         dirty_rate: progress.dirty_bytes_per_second,
-        iterations: state.rounds.max(progress.rounds),
+        // With the last one, which is sent while the guest stands still.
+        iterations: if transfer.paused_at > 0 { state.rounds + 1 } else { progress.rounds },
         eta_ms: eta(progress),
         estimated_downtime_ms: if state.estimated_downtime_us > 0 {
             state.estimated_downtime_us as f64 / 1_000.0

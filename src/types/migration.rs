@@ -255,7 +255,7 @@ pub struct MigrationStatus {
     pub rate: u64,
     /// Dirty rate, bytes per second.
     pub dirty_rate: u64,
-    /// Rounds.
+    /// Rounds, with the last one, for which the guest stands still.
     pub iterations: u32,
     /// Estimated time to the end, milliseconds.
     pub eta_ms: Option<u64>,
