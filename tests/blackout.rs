@@ -1,11 +1,11 @@
 //! A guest that writes almost as fast as its transfer is allowed to be: the copy goes on round by round until what is
 //! really left fits, and the guest stands still no longer than was allowed.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use novafed::admin::client::Ask;
-use novafed::chaos::federation::{Federation, RegionPlan, Setup};
+use novafed::chaos::federation::{Federation, Setup};
+use novafed::chaos::moves::guest;
 use novafed::chaos::process::Run;
 use novafed::types::*;
 
@@ -18,39 +18,21 @@ const SLACK_MS: f64 = 150.0;
 async fn a_busy_guest_behind_a_cap_is_paused_only_when_what_is_left_fits() {
     let run = Run::create().await.unwrap();
     let capacity = Resources { cpu: 10, memory_bytes: GIB, disk_bytes: GIB };
-    let plan = |name: &str| RegionPlan {
-        name: name.parse().unwrap(),
-        clusters: [(format!("{name}-a").parse().unwrap(), capacity)].into(),
-        extra: String::new(),
-    };
-    let setup = Setup {
-        federation: "blackout".parse().unwrap(),
-        regions: vec![plan("eu"), plan("us")],
-        distances: BTreeMap::new(),
-        seed: 1,
-    };
+    let clusters = ["eu/eu-a", "us/us-a"].map(|place| place.parse().unwrap());
+    let setup = Setup::of("blackout".parse().unwrap(), clusters, capacity, "");
     let mut fed = Federation::start(run.dir(), &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
     let eu: RegionName = "eu".parse().unwrap();
-    for name in ["eu", "us"] {
-        fed.ready(&name.parse().unwrap()).await.unwrap();
-    }
-    let spec = VmSpec {
-        name: "busy".parse().unwrap(),
-        namespace: "default".parse().unwrap(),
-        cpu: 1,
-        memory_bytes: 32 * MIB,
-        disk_bytes: 2 * MIB,
-        labels: BTreeMap::new(),
-        program: GuestProgram {
-            tick_ms: 10,
-            resident_bytes: 8 * MIB,
-            working_set_bytes: 8 * MIB,
-            dirty_bytes_per_second: 6 * MIB,
-            disk_resident_bytes: MIB,
-            disk_bytes_per_second: 0,
-            ..GuestProgram::default()
-        },
+    fed.all_ready().await.unwrap();
+    let program = GuestProgram {
+        tick_ms: 10,
+        resident_bytes: 8 * MIB,
+        working_set_bytes: 8 * MIB,
+        dirty_bytes_per_second: 6 * MIB,
+        disk_resident_bytes: MIB,
+        disk_bytes_per_second: 0,
+        ..GuestProgram::default()
     };
+    let spec = guest("busy".parse().unwrap(), 32 * MIB, 2 * MIB, program);
     let vm = fed.create(&eu, &spec).await.unwrap().vm.unwrap().record.id;
     fed.powered(&eu, vm, "running").await.unwrap();
     let options = MigrationOptions {

@@ -1,12 +1,12 @@
 //! More migrations than a region runs at once: the others wait in line, say so, and go one after the other, also over
 //! the death of their node.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use novafed::admin::client::{Ask, ClientError};
 use novafed::admin::{EventView, Page, TreeNode};
-use novafed::chaos::federation::{Federation, RegionPlan, Setup};
+use novafed::chaos::federation::{Federation, Setup};
+use novafed::chaos::moves::guest;
 use novafed::chaos::process::Run;
 use novafed::types::*;
 
@@ -18,35 +18,16 @@ struct Line {
 impl Line {
     async fn start(dir: &Path) -> Line {
         let capacity = Resources { cpu: 100, memory_bytes: GIB, disk_bytes: GIB };
-        let plan = |name: &str| RegionPlan {
-            name: name.parse().unwrap(),
-            clusters: [(format!("{name}-a").parse().unwrap(), capacity)].into(),
-            extra: "\n[migration]\nrunning_max = 1\n".into(),
-        };
-        let setup = Setup {
-            federation: "line".parse().unwrap(),
-            regions: vec![plan("eu"), plan("us")],
-            distances: BTreeMap::new(),
-            seed: 1,
-        };
-        let fed = Federation::start(dir, &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
-        let mut line = Line { fed, eu: "eu".parse().unwrap() };
-        for name in ["eu", "us"] {
-            line.fed.ready(&name.parse().unwrap()).await.unwrap();
-        }
-        line
+        let clusters = ["eu/eu-a", "us/us-a"].map(|place| place.parse().unwrap());
+        let setup = Setup::of("line".parse().unwrap(), clusters, capacity, "\n[migration]\nrunning_max = 1\n");
+        let mut fed = Federation::start(dir, &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
+        fed.all_ready().await.unwrap();
+        Line { fed, eu: "eu".parse().unwrap() }
     }
 
     async fn create(&self, name: &str) -> VmId {
-        let spec = VmSpec {
-            name: name.parse().unwrap(),
-            namespace: "default".parse().unwrap(),
-            cpu: 1,
-            memory_bytes: 4 * MIB,
-            disk_bytes: 2 * MIB,
-            labels: BTreeMap::new(),
-            program: GuestProgram { resident_bytes: 2 * MIB, disk_resident_bytes: MIB, ..GuestProgram::default() },
-        };
+        let program = GuestProgram { resident_bytes: 2 * MIB, disk_resident_bytes: MIB, ..GuestProgram::default() };
+        let spec = guest(name.parse().unwrap(), 4 * MIB, 2 * MIB, program);
         let vm = self.fed.create(&self.eu, &spec).await.unwrap().vm.unwrap().record.id;
         self.fed.powered(&self.eu, vm, "running").await.unwrap();
         vm

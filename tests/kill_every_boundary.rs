@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use novafed::admin::client::{Ask, ClientError};
 use novafed::admin::{FederationStatus, LinkView, Page, VmView};
-use novafed::chaos::federation::{Federation, RegionPlan, Setup};
+use novafed::chaos::federation::{Federation, Setup};
+use novafed::chaos::moves::guest;
 use novafed::chaos::process::{Run, wait_for};
 use novafed::decision::migration::steps::{KillPoint, Moment, Side, Step};
 use novafed::drivers::{HostCall, HostReply};
@@ -30,42 +31,23 @@ fn place(text: &str) -> Place {
 }
 
 fn setup() -> Setup {
-    let plan = |name: &str| RegionPlan {
-        name: region(name),
-        clusters: [(
-            format!("{name}-a").parse().unwrap(),
-            Resources { cpu: 1_000, memory_bytes: 64 * GIB, disk_bytes: 64 * GIB },
-        )]
-        .into(),
-        extra: "\n[migration]\nretention = \"0 s\"\n".into(),
-    };
-    Setup {
-        federation: "kill".parse().unwrap(),
-        regions: vec![plan("eu"), plan("us")],
-        distances: BTreeMap::new(),
-        seed: 1,
-    }
+    let capacity = Resources { cpu: 1_000, memory_bytes: 64 * GIB, disk_bytes: 64 * GIB };
+    let clusters = ["eu/eu-a", "us/us-a"].map(place);
+    Setup::of("kill".parse().unwrap(), clusters, capacity, "\n[migration]\nretention = \"0 s\"\n")
 }
 
 fn spec(name: &str, seed: u64) -> VmSpec {
-    VmSpec {
-        name: name.parse().unwrap(),
-        namespace: "default".parse().unwrap(),
-        cpu: 1,
-        memory_bytes: 4 * MIB,
-        disk_bytes: 2 * MIB,
-        labels: BTreeMap::new(),
-        program: GuestProgram {
-            seed,
-            tick_ms: 5,
-            resident_bytes: 2 * MIB,
-            working_set_bytes: MIB,
-            dirty_bytes_per_second: MIB,
-            disk_resident_bytes: MIB,
-            disk_bytes_per_second: 128 * KIB,
-            ..GuestProgram::default()
-        },
-    }
+    let program = GuestProgram {
+        seed,
+        tick_ms: 5,
+        resident_bytes: 2 * MIB,
+        working_set_bytes: MIB,
+        dirty_bytes_per_second: MIB,
+        disk_resident_bytes: MIB,
+        disk_bytes_per_second: 128 * KIB,
+        ..GuestProgram::default()
+    };
+    guest(name.parse().unwrap(), 4 * MIB, 2 * MIB, program)
 }
 
 struct Bench {
@@ -86,12 +68,9 @@ struct Outcome {
 
 impl Bench {
     async fn start(dir: &Path) -> Bench {
-        let fed = Federation::start(dir, &setup(), Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
-        let mut bench = Bench { fed, eu: region("eu"), us: region("us"), number: 0 };
-        for name in [bench.eu.clone(), bench.us.clone()] {
-            bench.fed.ready(&name).await.unwrap();
-        }
-        bench
+        let mut fed = Federation::start(dir, &setup(), Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
+        fed.all_ready().await.unwrap();
+        Bench { fed, eu: region("eu"), us: region("us"), number: 0 }
     }
 
     async fn restart(&mut self, name: &RegionName, point: Option<KillPoint>) {

@@ -1,39 +1,32 @@
 //! What a node does when not all that it needs is there: it goes on with the rest and says what is missing.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use novafed::admin::{FederationStatus, Page, VmView};
-use novafed::chaos::federation::{Federation, RegionPlan, Setup};
+use novafed::chaos::federation::{Federation, Setup};
+use novafed::chaos::moves::guest;
 use novafed::chaos::process::{Run, wait_for};
 use novafed::types::*;
 
 fn spec(name: &str) -> VmSpec {
-    VmSpec {
-        name: name.parse().unwrap(),
-        namespace: "default".parse().unwrap(),
-        cpu: 1,
-        memory_bytes: 4 * MIB,
-        disk_bytes: 2 * MIB,
-        labels: BTreeMap::new(),
-        program: GuestProgram { resident_bytes: MIB, disk_resident_bytes: MIB, ..GuestProgram::default() },
-    }
+    let program = GuestProgram { resident_bytes: MIB, disk_resident_bytes: MIB, ..GuestProgram::default() };
+    guest(name.parse().unwrap(), 4 * MIB, 2 * MIB, program)
+}
+
+async fn start(dir: &Path, clusters: &[&str]) -> Federation {
+    let clusters = clusters.iter().map(|place| place.parse().unwrap());
+    let capacity = Resources { cpu: 10, memory_bytes: GIB, disk_bytes: GIB };
+    let setup = Setup::of("starts".parse().unwrap(), clusters, capacity, "");
+    let mut fed = Federation::start(dir, &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
+    fed.all_ready().await.unwrap();
+    fed
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_host_that_cannot_start_keeps_nobody_else_from_working() {
     let run = Run::create().await.unwrap();
     let eu: RegionName = "eu".parse().unwrap();
-    let capacity = Resources { cpu: 10, memory_bytes: GIB, disk_bytes: GIB };
-    let clusters = ["eu-a", "eu-b"].map(|id| (id.parse().unwrap(), capacity)).into();
-    let setup = Setup {
-        federation: "starts".parse().unwrap(),
-        regions: vec![RegionPlan { name: eu.clone(), clusters, extra: String::new() }],
-        distances: BTreeMap::new(),
-        seed: 1,
-    };
-    let mut fed = Federation::start(run.dir(), &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
-    fed.ready(&eu).await.unwrap();
+    let mut fed = start(run.dir(), &["eu/eu-a", "eu/eu-b"]).await;
     assert!(fed.stop_node(&eu).await.unwrap().success());
     let broken: Place = "eu/eu-b".parse().unwrap();
     fed.kill_host(&broken).await.unwrap();
@@ -72,22 +65,7 @@ async fn a_host_that_cannot_start_keeps_nobody_else_from_working() {
 async fn vms_of_a_region_that_is_away_are_said_to_be_missing_and_ones_of_an_unnamed_cluster_unserved() {
     let run = Run::create().await.unwrap();
     let [eu, us]: [RegionName; 2] = ["eu", "us"].map(|name| name.parse().unwrap());
-    let capacity = Resources { cpu: 10, memory_bytes: GIB, disk_bytes: GIB };
-    let plan = |name: &RegionName| RegionPlan {
-        name: name.clone(),
-        clusters: [(format!("{name}-a").parse().unwrap(), capacity)].into(),
-        extra: String::new(),
-    };
-    let setup = Setup {
-        federation: "away".parse().unwrap(),
-        regions: vec![plan(&eu), plan(&us)],
-        distances: BTreeMap::new(),
-        seed: 1,
-    };
-    let mut fed = Federation::start(run.dir(), &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
-    for name in [&eu, &us] {
-        fed.ready(name).await.unwrap();
-    }
+    let mut fed = start(run.dir(), &["eu/eu-a", "us/us-a"]).await;
     let vm = fed.create(&us, &spec("web")).await.unwrap().vm.unwrap().record.id;
     wait_for("eu to list it", Millis(30_000), async || {
         let page: Page<VmView> = fed.get(&eu, "/v2/vms").await.map_err(|e| e.to_string())?;

@@ -1,11 +1,11 @@
 //! A node that comes back with an older copy of its store: its hosts and peers know better, and it is never in charge
 //! again, however often somebody starts it. The latest state, put back, is.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use novafed::admin::{FederationStatus, LinkState, LinkView, Page};
-use novafed::chaos::federation::{Federation, RegionPlan, Setup};
+use novafed::chaos::federation::{Federation, Setup};
+use novafed::chaos::moves::guest;
 use novafed::chaos::process::{Run, wait_for};
 use novafed::drivers::{HostCall, HostReply};
 use novafed::types::*;
@@ -19,21 +19,10 @@ fn region(name: &str) -> RegionName {
 
 async fn start(dir: &Path) -> Federation {
     let capacity = Resources { cpu: 10, memory_bytes: GIB, disk_bytes: GIB };
-    let plan = |name: &str| RegionPlan {
-        name: region(name),
-        clusters: [(format!("{name}-a").parse().unwrap(), capacity)].into(),
-        extra: String::new(),
-    };
-    let setup = Setup {
-        federation: "copies".parse().unwrap(),
-        regions: vec![plan("eu"), plan("us")],
-        distances: BTreeMap::new(),
-        seed: 1,
-    };
+    let clusters = ["eu/eu-a", "us/us-a"].map(|place| place.parse().unwrap());
+    let setup = Setup::of("copies".parse().unwrap(), clusters, capacity, "");
     let mut fed = Federation::start(dir, &setup, Path::new(env!("CARGO_BIN_EXE_novafed"))).await.unwrap();
-    for name in ["eu", "us"] {
-        fed.ready(&region(name)).await.unwrap();
-    }
+    fed.all_ready().await.unwrap();
     fed
 }
 
@@ -69,15 +58,8 @@ async fn an_older_copy_is_refused_by_its_host_for_ever_and_the_latest_is_not() {
     let run = Run::create().await.unwrap();
     let mut fed = start(run.dir()).await;
     let eu = region("eu");
-    let spec = VmSpec {
-        name: "guest".parse().unwrap(),
-        namespace: "default".parse().unwrap(),
-        cpu: 1,
-        memory_bytes: 4 * MIB,
-        disk_bytes: 2 * MIB,
-        labels: BTreeMap::new(),
-        program: GuestProgram { resident_bytes: 2 * MIB, disk_resident_bytes: MIB, ..GuestProgram::default() },
-    };
+    let program = GuestProgram { resident_bytes: 2 * MIB, disk_resident_bytes: MIB, ..GuestProgram::default() };
+    let spec = guest("guest".parse().unwrap(), 4 * MIB, 2 * MIB, program);
     let vm = fed.create(&eu, &spec).await.unwrap().vm.unwrap().record.id;
     fed.powered(&eu, vm, "running").await.unwrap();
 

@@ -1,11 +1,11 @@
 //! A federation of two regions, `eu` and `us`, as real processes on this disk: for what only the whole shows.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use novafed::admin::client::Ask;
 use novafed::admin::{LinkView, Page};
-use novafed::chaos::federation::{Federation, RegionPlan, Setup};
+use novafed::chaos::federation::{Federation, Setup};
+use novafed::chaos::moves::guest;
 use novafed::chaos::process::{Run, wait_for};
 use novafed::types::*;
 use serde::de::DeserializeOwned;
@@ -23,15 +23,7 @@ pub fn capacity() -> Resources {
 
 /// A VM's description.
 pub fn spec(name: &str, memory_bytes: u64, disk_bytes: u64, program: GuestProgram) -> VmSpec {
-    VmSpec {
-        name: name.parse().expect("a name"),
-        namespace: "default".parse().expect("a name"),
-        cpu: 1,
-        memory_bytes,
-        disk_bytes,
-        labels: BTreeMap::new(),
-        program,
-    }
+    guest(name.parse().expect("a name"), memory_bytes, disk_bytes, program)
 }
 
 /// Two regions.
@@ -46,23 +38,11 @@ impl Two {
     /// Starts them, with further lines for their `node.toml`.
     pub async fn start(extra: &str) -> Two {
         let run = Run::create_in(&target()).await.expect("a directory");
-        let plan = |name: &str| RegionPlan {
-            name: name.parse().expect("a name"),
-            clusters: [(format!("{name}-a").parse().expect("a name"), capacity())].into(),
-            extra: extra.to_owned(),
-        };
-        let setup = Setup {
-            federation: "bench".parse().expect("a name"),
-            regions: vec![plan("eu"), plan("us")],
-            distances: BTreeMap::new(),
-            seed: 1,
-        };
-        let fed = Federation::start(run.dir(), &setup, Path::new(BINARY)).await.expect("a federation");
-        let mut two = Two { fed, run, eu: "eu".parse().expect("a name"), us: "us".parse().expect("a name") };
-        for name in [two.eu.clone(), two.us.clone()] {
-            two.fed.ready(&name).await.expect("it becomes ready");
-        }
-        two
+        let clusters = ["eu/eu-a", "us/us-a"].map(|place| place.parse().expect("a place"));
+        let setup = Setup::of("bench".parse().expect("a name"), clusters, capacity(), extra);
+        let mut fed = Federation::start(run.dir(), &setup, Path::new(BINARY)).await.expect("a federation");
+        fed.all_ready().await.expect("they become ready");
+        Two { fed, run, eu: "eu".parse().expect("a name"), us: "us".parse().expect("a name") }
     }
 
     /// Ends everything.

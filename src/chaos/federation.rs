@@ -54,6 +54,29 @@ pub struct RegionPlan {
     pub extra: String,
 }
 
+impl Setup {
+    /// Regions with these clusters, as near to each other as the machine makes them, each cluster with so much; `extra`
+    /// are further lines of each `node.toml`.
+    pub fn of(
+        federation: FederationName,
+        clusters: impl IntoIterator<Item = Place>,
+        capacity: Resources,
+        extra: &str,
+    ) -> Setup {
+        let mut regions: Vec<RegionPlan> = Vec::new();
+        for Place { region, cluster } in clusters {
+            match regions.iter_mut().find(|plan| plan.name == region) {
+                Some(plan) => drop(plan.clusters.insert(cluster, capacity)),
+                None => {
+                    let clusters = BTreeMap::from([(cluster, capacity)]);
+                    regions.push(RegionPlan { name: region, clusters, extra: extra.to_owned() });
+                }
+            }
+        }
+        Setup { federation, regions, distances: BTreeMap::new(), seed: 1 }
+    }
+}
+
 /// What went wrong with the harness or with what it drives.
 #[derive(Debug, thiserror::Error)]
 pub enum HarnessError {
@@ -257,6 +280,15 @@ impl Federation {
     /// From its next start on, the node dies at `point`; `None` takes that back.
     pub fn kill_at(&mut self, name: &RegionName, point: Option<KillPoint>) -> Result<(), HarnessError> {
         self.region_mut(name)?.kill_at = point;
+        Ok(())
+    }
+
+    /// Waits until every region's node says that it is ready. See [`Federation::ready`].
+    pub async fn all_ready(&mut self) -> Result<(), HarnessError> {
+        let names: Vec<RegionName> = self.regions.keys().cloned().collect();
+        for name in &names {
+            self.ready(name).await?;
+        }
         Ok(())
     }
 

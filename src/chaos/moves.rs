@@ -2,17 +2,26 @@
 //! Owns: asking, and waiting for what the regions then say. Always: a wait that comes to nothing tells what was seen last.
 //! Not here: processes and ways between them (`federation.rs`), how the demo tells it (`demo/`).
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::federation::{Federation, HarnessError};
 use super::process::wait_for;
 use crate::admin::{CreatedVm, VmView};
 use crate::types::{
-    CheckStatus, JobId, MigrationPlan, MigrationStatus, Millis, Place, PlanId, RegionName, VmId, VmSpec,
+    CheckStatus, GuestProgram, JobId, MigrationPlan, MigrationStatus, Millis, Place, PlanId, RegionName, VmId, VmName,
+    VmSpec,
 };
 
 /// What takes longer is not going to happen.
 pub const SEEN_MS_MAX: Millis = Millis(60_000);
+
+/// A VM of one CPU in the namespace `default`.
+pub fn guest(name: VmName, memory_bytes: u64, disk_bytes: u64, program: GuestProgram) -> VmSpec {
+    let namespace = "default".parse().expect("a literal that matches the grammar");
+    VmSpec { name, namespace, cpu: 1, memory_bytes, disk_bytes, labels: BTreeMap::new(), program }
+}
 
 impl Federation {
     /// Creates a VM at `region`; it may not run yet.

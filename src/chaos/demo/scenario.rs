@@ -10,7 +10,7 @@ use super::DemoOptions;
 use super::report::{Killed, MoveReport};
 use super::stage::Stage;
 use crate::admin::{LinkState, LinkView, Page, VmView};
-use crate::chaos::federation::{Federation, HarnessError, READY_MS_MAX, RegionPlan, Setup};
+use crate::chaos::federation::{Federation, HarnessError, READY_MS_MAX, Setup};
 use crate::chaos::invariants::Ledger;
 use crate::chaos::process::wait_for;
 use crate::chaos::relay::Impairment;
@@ -91,15 +91,8 @@ fn setup(world: &World) -> Result<Setup, HarnessError> {
             distances.insert((name(a), name(b)), Impairment { delay: one_way, ..Impairment::default() });
         }
     }
-    let regions = places()
-        .into_iter()
-        .map(|place| RegionPlan {
-            name: place.region,
-            clusters: BTreeMap::from([(place.cluster, CAPACITY)]),
-            extra: String::new(),
-        })
-        .collect();
-    Ok(Setup { federation: "demo".parse().expect("a literal that matches the grammar"), regions, distances, seed: 7 })
+    let federation = "demo".parse().expect("a literal that matches the grammar");
+    Ok(Setup { distances, seed: 7, ..Setup::of(federation, places(), CAPACITY, "") })
 }
 
 fn name(region: &str) -> RegionName {

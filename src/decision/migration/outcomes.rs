@@ -3,10 +3,10 @@
 //! unclear. The search of all worlds hears answers by these same functions.
 //! Not here: asking, and asking again (`actors/`), what an event leads to (`source/`, `target.rs`).
 
+use super::TargetAnswer;
 use super::source::{Event as Source, HostView};
 use super::steps::Step;
 use super::target::Event as Target;
-use super::{TargetAnswer, steps};
 use crate::types::{Fence, GuestPower, Sight, SwitchKey};
 
 const MEMORY_GONE: &str = "its host restarted and the guest's memory is gone";
@@ -68,7 +68,7 @@ pub fn of_refusal(seen: Option<&Sight>, key: SwitchKey, step: Step, why: String)
             Source::SourceLost { why: MEMORY_GONE.into() }
         }
         // A hold that was on its way came first: only the decision frees the guest now.
-        Some(seen) if seen.hold == Some(key) && step == steps::Step::Resume => Source::Held,
+        Some(seen) if seen.hold == Some(key) && step == Step::Resume => Source::Held,
         Some(_) | None => Source::SourceRefused { why },
     }
 }

@@ -150,14 +150,15 @@ impl RegionApi {
             let refused = link.state().refused;
             refused.is_some_and(|refused| refused.by_peer && refused.reason == RefusalCode::STALE_INCARNATION.name())
         });
-        let issue =
-            |link: Arc<dyn Link>| {
-                OLDER_COPY.issue(link.peer().to_string(), format!(
-                "region {} knows a later life of this region's store: this one is an older copy, and what happened \
-                 since is missing here",
-                link.peer()
-            ), WallMillis(self.ctx.clock.wall().0.saturating_sub(link.state().since.0)))
-            };
+        let issue = |link: Arc<dyn Link>| {
+            let peer = link.peer();
+            let message = format!(
+                "region {peer} knows a later life of this region's store: this one is an older copy, and what happened \
+                 since is missing here"
+            );
+            let since = self.ctx.clock.wall().0.saturating_sub(link.state().since.0);
+            OLDER_COPY.issue(peer, message, WallMillis(since))
+        };
         stale.map(issue).collect()
     }
 
@@ -172,7 +173,7 @@ impl RegionApi {
         let ago = |age: Millis| WallMillis(wall.0.saturating_sub(age.0));
         for link in links.iter().filter(|link| link.state != LinkState::Connected) {
             issues.push(LINK_DOWN.issue(
-                link.region.to_string(),
+                &link.region,
                 format!(
                     "the link to {} is {:?}{}",
                     link.region,
@@ -194,7 +195,7 @@ impl RegionApi {
             }
         }
         if let Some(why) = self.ctx.failure().borrow().clone() {
-            issues.push(STOPPING.issue(self.ctx.region.to_string(), why, wall));
+            issues.push(STOPPING.issue(&self.ctx.region, why, wall));
         }
         issues
     }
