@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 
 use novafed::store::{
-    FaultBackend, Faults, Keep, MessageId, Minted, Seen, SharedBackend, Space, Store, StoreError, StoreKey,
+    Commits, FaultBackend, Faults, Keep, MessageId, Minted, Seen, SharedBackend, Space, Store, StoreError, StoreKey,
     StoreOptions, Table, TransactError, Txn, Work, rekey_file, stats_file, verify_file,
 };
 use novafed::stored;
@@ -145,7 +145,7 @@ impl Gate {
 /// A store with a writer thread on a disk whose syncs wait at a gate.
 fn gated() -> (Store, Arc<Gate>) {
     let disk = FaultBackend::default();
-    let options = StoreOptions { inline: false, ..on(&disk, &[StoreKey::generate().unwrap()]) };
+    let options = StoreOptions { commits: Commits::Threads, ..on(&disk, &[StoreKey::generate().unwrap()]) };
     let (store, _) = Store::open(options, 1).unwrap();
     let gate = Arc::new(Gate::default());
     let of_disk = Arc::clone(&gate);
@@ -222,7 +222,7 @@ async fn a_full_queue_answers_busy_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_competing_decisions_the_first_recorded_wins_and_all_hear_of_it() {
-    let options = StoreOptions { inline: false, ..StoreOptions::memory(eu()).unwrap() };
+    let options = StoreOptions { commits: Commits::Threads, ..StoreOptions::memory(eu()).unwrap() };
     let (store, _) = Store::open(options, 1).unwrap();
     let tasks: Vec<_> = (0..200)
         .map(|n: u32| {
@@ -473,7 +473,7 @@ async fn a_value_of_a_newer_version_is_refused_and_left_as_it_is() {
 
 #[tokio::test]
 async fn after_close_every_handle_says_so() {
-    let options = StoreOptions { inline: false, ..StoreOptions::memory(eu()).unwrap() };
+    let options = StoreOptions { commits: Commits::Threads, ..StoreOptions::memory(eu()).unwrap() };
     let (store, _) = Store::open(options, 1).unwrap();
     let other = store.clone();
     store.close().unwrap();

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use novafed::store::{
-    FaultBackend, Faults, Keep, SharedBackend, Store, StoreError, StoreKey, StoreOptions, Table, TransactError, Work,
+    Commits, FaultBackend, Faults, Keep, SharedBackend, Store, StoreError, StoreKey, StoreOptions, Table,
+    TransactError, Work,
 };
 use novafed::stored;
 use novafed::types::{JobId, RegionName, RegionNumber};
@@ -418,7 +419,7 @@ fn a_stopped_machine_and_a_rotten_last_commit_lose_at_most_that_commit() {
 fn a_quiet_writer_makes_the_mark_of_its_last_commit_durable() {
     let world = World::new();
     let disk = FaultBackend::holding(prepared(&world, 5));
-    let options = StoreOptions { inline: false, ..world.options(&disk, true) };
+    let options = StoreOptions { commits: Commits::Threads, ..world.options(&disk, true) };
     let (store, _) = Store::open(options, 7).unwrap();
     world.write(&store, 6).unwrap();
     while disk.unsynced() > 0 {

@@ -90,8 +90,8 @@ impl Serve for Sum {
 async fn our_actor() -> (Root, Handle<Ours>) {
     let clock = Clock::start();
     let spec = SupervisorSpec::new("root", Strategy::OneForOne);
-    let root = Root::start(spec, clock, 1, Arc::new(MemoryLedger::default())).await.expect("it starts");
-    let handle = Handle::new(clock, Admission::default());
+    let root = Root::start(spec, clock.clone(), 1, Arc::new(MemoryLedger::default())).await.expect("it starts");
+    let handle = Handle::new(clock.clone(), Admission::default());
     let child = ChildSpec::actor("sum", &handle, |_: Start| std::future::ready(Ok(Sum(0))));
     root.add_child(child).await.expect("it starts");
     (root, handle)

@@ -126,9 +126,9 @@ impl Moving {
         let attempt = Attempt(self.next.fetch_add(1, Ordering::Relaxed));
         let key = SwitchKey { vm: self.cell.vm, job: "job-1-1-1".parse().expect("an id"), attempt };
         let disk = Disk::create(&self.dir.path().join(format!("target-{attempt}")), self.plan.blocks);
-        let receipt = Receipt::new(self.clock, key, self.plan.clone(), disk.expect("a disk"), false);
+        let receipt = Receipt::new(self.clock.clone(), key, self.plan.clone(), disk.expect("a disk"), false);
         *pair.expected.lock().expect("no panic") = Some((key, Arc::clone(&receipt)));
-        let offer = Offer::new(self.clock, key, Arc::clone(&self.cell), None, None);
+        let offer = Offer::new(self.clock.clone(), key, Arc::clone(&self.cell), None, None);
         let link = Arc::clone(&pair.link);
         let sending = async move {
             let start = machine_nanos();

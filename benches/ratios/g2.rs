@@ -187,7 +187,7 @@ impl Pair {
             };
             let identity = Arc::new(Identity::new(leaf));
             let inbound = Arc::new(Echo(Arc::clone(&expected)));
-            QuicNode::start(config, identity, Arc::new(trust), Arc::new(clock), inbound).expect("a socket")
+            QuicNode::start(config, identity, Arc::new(trust), Arc::new(clock.clone()), inbound).expect("a socket")
         };
         let ends = [start(0), start(1)];
         let mut address = ends[1].local_addr().expect("an address");

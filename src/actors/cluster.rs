@@ -141,7 +141,7 @@ impl Cluster {
         if let Some(change) = self.health.tick(self.ctx.clock.now()) {
             self.changed(&change.reason);
         }
-        let (me, driver, clock) = (self.me.clone(), self.served_by.driver.clone(), self.ctx.clock);
+        let (me, driver, clock) = (self.me.clone(), self.served_by.driver.clone(), self.ctx.clock.clone());
         let operation = OperationId::of_request(self.ctx.next_request(), "inventory");
         tokio::spawn(async move {
             let asked = clock.now();

@@ -92,7 +92,7 @@ fn take_place<M: Send + 'static>(
 ) -> Option<Handle<M>> {
     match running.entry(job) {
         Entry::Occupied(_) => None,
-        Entry::Vacant(place) => Some(place.insert(Handle::new(ctx.clock, Admission::default())).clone()),
+        Entry::Vacant(place) => Some(place.insert(Handle::new(ctx.clock.clone(), Admission::default())).clone()),
     }
 }
 

@@ -1,17 +1,29 @@
 //! Kill points (architecture §10). Owns: dying exactly where a test said. Always: honoured only with `[chaos] allow`,
 //! once: the point is written to `run/killed` before the process dies, and a point that stands there is passed.
+//! A simulated region has no process to kill: whoever simulates it is told of each point that it passes.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::decision::migration::steps::{KillPoint, Moment, Side, Step};
 
-/// The switch: which point, and where it leaves word of its hit.
-#[derive(Debug, Clone)]
-pub struct KillSwitch {
-    armed: Option<KillPoint>,
-    word: PathBuf,
+/// Told of each point before the region goes on.
+pub type Watcher = Arc<dyn Fn(KillPoint) + Send + Sync>;
+
+/// The switch.
+#[derive(Clone)]
+pub struct KillSwitch(How);
+
+#[derive(Clone)]
+enum How {
+    /// Every point is passed.
+    Off,
+    /// Dies at the point, once it has left word of that.
+    At(KillPoint, PathBuf),
+    /// Somebody watches.
+    Watched(Watcher),
 }
 
 impl KillSwitch {
@@ -20,19 +32,26 @@ impl KillSwitch {
         let word = run_dir.join("killed");
         let hit = fs::read_to_string(&word).unwrap_or_default();
         let armed = point.filter(|p| !hit.lines().any(|line| line == p.to_string()));
-        KillSwitch { armed, word }
+        KillSwitch(armed.map_or(How::Off, |point| How::At(point, word)))
+    }
+
+    /// A switch of a simulated region.
+    pub fn watched(watcher: Watcher) -> KillSwitch {
+        KillSwitch(How::Watched(watcher))
     }
 
     /// Dies here if this is the point.
     pub fn pass(&self, step: Step, side: Side, moment: Moment) {
         let here = KillPoint { step, side, moment };
-        if self.armed != Some(here) {
-            return;
-        }
+        let word = match &self.0 {
+            How::Watched(watcher) => return watcher(here),
+            How::At(point, word) if *point == here => word,
+            How::At(..) | How::Off => return,
+        };
         let written = OpenOptions::new()
             .create(true)
             .append(true)
-            .open(&self.word)
+            .open(word)
             .and_then(|mut file| writeln!(file, "{here}").and_then(|()| file.sync_all()));
         if let Err(error) = written {
             // Without the word the process would die here again after each restart.

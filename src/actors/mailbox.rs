@@ -318,7 +318,7 @@ impl<M: Send + 'static> Handle<M> {
     }
 
     pub(super) fn clock(&self) -> Clock {
-        self.mailbox.clock
+        self.mailbox.clock.clone()
     }
 
     pub(super) fn life(&self) -> (Arc<AtomicU64>, u64) {

@@ -1,13 +1,16 @@
 //! Shell of a link's durable half: delivers the outbox to one peer, in order, and tells it what this region has.
-//! Owns: when to try again. Always: a command is acknowledged in the store only after the peer answered; the id was given
+//! Owns: when to try again: at once when a command was given or the link came up, after a pause when it was not taken.
+//! Always: a command is acknowledged in the store only after the peer answered; the id was given
 //! in the transaction that enqueued it, so a repeat is known as one. Not here: the connection (`protocol/`).
 
 use std::sync::Arc;
 
+use tokio::sync::watch;
+
 use super::cluster::ClusterMessage;
 use super::context::Context;
 use super::inbound::Receiver;
-use super::mailbox::Class;
+use super::mailbox::{Class, SendError};
 use super::serve::{Ctx, HandlerError, Serve};
 use crate::protocol::bodies::DirectoryMessage;
 use crate::protocol::envelope;
@@ -16,8 +19,8 @@ use crate::protocol::messages::Kind;
 use crate::store::{MessageId, StoreError, Work};
 use crate::types::{ClusterView, Millis, RegionName, limits};
 
-/// How often the outbox is looked at.
-const DELIVER_EVERY: Millis = Millis(100);
+/// When a command that was not taken is tried again.
+const DELIVER_AGAIN: Millis = Millis(100);
 /// How often a region tells the others of its clusters.
 const TELL_EVERY: Millis = Millis(1_000);
 
@@ -26,6 +29,8 @@ const TELL_EVERY: Millis = Millis(1_000);
 pub enum LinkMessage {
     /// Deliver what waits.
     Deliver,
+    /// The same, after a pause.
+    Again,
     /// Tell the peer what this region has.
     Tell,
 }
@@ -43,20 +48,33 @@ pub struct Deliverer {
     introduced: bool,
     /// Why the first command that waits was not taken.
     refused: Option<String>,
+    /// It is tried again soon.
+    again: bool,
 }
 
 impl Deliverer {
     /// For a peer with a link, or for this region itself.
     pub fn new(ctx: Arc<Context>, peer: RegionName, receiver: Arc<Receiver>) -> Deliverer {
         let link = ctx.link(&peer);
-        Deliverer { ctx, peer, link, receiver, generation: 0, told: None, introduced: false, refused: None }
+        Deliverer {
+            ctx,
+            peer,
+            link,
+            receiver,
+            generation: 0,
+            told: None,
+            introduced: false,
+            refused: None,
+            again: false,
+        }
     }
 
-    async fn deliver(&mut self) -> Result<(), StoreError> {
+    /// Tells whether nothing waits that could be delivered now.
+    async fn deliver(&mut self) -> Result<bool, StoreError> {
         let cut_off = self.link.as_ref().is_some_and(|link| !*link.connected().borrow());
         if cut_off {
             self.introduced = false;
-            return Ok(());
+            return Ok(true);
         }
         if !self.introduced {
             // A link that just came up knows nothing of this region: not only at the next beat.
@@ -66,7 +84,7 @@ impl Deliverer {
         for (id, body) in self.ctx.store.outbox(&self.peer)? {
             if !self.send(id, body).await {
                 // In order: what comes after waits for it.
-                return Ok(());
+                return Ok(false);
             }
             let (peer, to_itself) = (self.peer.clone(), self.link.is_none());
             self.ctx
@@ -80,7 +98,7 @@ impl Deliverer {
                 .await
                 .map_err(crate::store::TransactError::flatten)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn send(&mut self, id: MessageId, body: Vec<u8>) -> bool {
@@ -141,20 +159,48 @@ impl Serve for Deliverer {
     type Message = LinkMessage;
 
     async fn started(&mut self, ctx: &mut Ctx<LinkMessage>) -> Result<(), HandlerError> {
-        ctx.send_every(DELIVER_EVERY, Class::Control, || LinkMessage::Deliver);
+        let (mut changes, this) = (self.ctx.store.outbox_changes(), ctx.this());
+        let mut up = self.link.as_ref().map(|link| link.connected());
+        ctx.spawn(async move {
+            while this.cast(Class::Control, LinkMessage::Deliver) != Err(SendError::Gone) {
+                tokio::select! {
+                    biased;
+                    changed = changes.changed() => if changed.is_err() { return },
+                    () = changed(&mut up) => {}
+                }
+            }
+        });
         if self.link.is_some() {
             ctx.send_every(TELL_EVERY, Class::Telemetry, || LinkMessage::Tell);
         }
         Ok(())
     }
 
-    async fn handle(&mut self, message: LinkMessage, _: &mut Ctx<LinkMessage>) -> Result<(), HandlerError> {
+    async fn handle(&mut self, message: LinkMessage, ctx: &mut Ctx<LinkMessage>) -> Result<(), HandlerError> {
         match message {
-            LinkMessage::Deliver => self.deliver().await?,
-            LinkMessage::Tell => self.tell().await,
+            LinkMessage::Deliver => {}
+            LinkMessage::Again => self.again = false,
+            LinkMessage::Tell => {
+                self.tell().await;
+                return Ok(());
+            }
+        }
+        if !self.deliver().await? && !std::mem::replace(&mut self.again, true) {
+            ctx.send_after(DELIVER_AGAIN, Class::Control, LinkMessage::Again);
         }
         Ok(())
     }
+}
+
+/// Resolves when the link came up or went down.
+async fn changed(up: &mut Option<watch::Receiver<bool>>) {
+    if let Some(up) = up
+        && up.changed().await.is_ok()
+    {
+        return;
+    }
+    // A region is never cut off from itself, and a link that is gone does not come back.
+    std::future::pending().await
 }
 
 /// What this region's clusters say of themselves now. One that does not answer is left out rather than waited for.

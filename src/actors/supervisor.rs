@@ -159,7 +159,7 @@ impl Supervisor {
             .as_str()
             .bytes()
             .fold(self.shared.seed, |seed, byte| (seed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-        let nested = Self::describe(spec, path, self.shared.clock, seed, Arc::clone(&self.shared.ledger));
+        let nested = Self::describe(spec, path, self.shared.clock.clone(), seed, Arc::clone(&self.shared.ledger));
         let child = nested.clone();
         let spec = ChildSpec {
             id,

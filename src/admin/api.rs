@@ -40,7 +40,11 @@ pub struct Api {
 impl Api {
     /// The API of `region`.
     pub fn new(region: Arc<dyn Region>, clock: Clock) -> Api {
-        let app = App { region: Arc::clone(&region), watches: Arc::new(Semaphore::new(API_WATCHES_MAX)), clock };
+        let app = App {
+            region: Arc::clone(&region),
+            watches: Arc::new(Semaphore::new(API_WATCHES_MAX)),
+            clock: clock.clone(),
+        };
         Api { region, router: routes::router(app), permits: Arc::new(Semaphore::new(API_REQUESTS_MAX)), clock }
     }
 

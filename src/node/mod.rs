@@ -3,6 +3,7 @@
 //! Not here: what the parts do.
 
 mod api;
+mod assemble;
 mod exit;
 mod start;
 
@@ -12,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 pub use api::RegionApi;
+pub use assemble::{Assembled, Parts, Served, assemble};
 pub use exit::NodeError;
 
 use crate::actors::Ended;
@@ -41,15 +43,12 @@ async fn serve(dir: &Path, config: Config) -> Result<(), NodeError> {
     let stop = CancellationToken::new();
     tokio::spawn(metrics.clone().upkeep(stop.clone()));
     let region = start::start(dir, &config, metrics, stop.clone()).await?;
-    let mut failure = region.ctx.failure();
     let store = region.ctx.store.clone();
     let ended = tokio::select! {
         biased;
-        error = store.failed() => Some(NodeError::from(error)),
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
-        why = failed(&mut failure) => Some(NodeError::Refused { why }),
-        ended = region.root.ended() => Some(NodeError::Ended { ended }),
+        error = region.failed() => Some(error),
     };
     match &ended {
         Some(error) => tracing::error!(error = chain(error), advice = error.advice(), "the node stops; its VMs go on"),
@@ -62,7 +61,7 @@ async fn serve(dir: &Path, config: Config) -> Result<(), NodeError> {
             tracing::warn!(?how, "the actors did not stop in order");
         }
     }
-    region.quic.close().await;
+    region.links.close().await;
     let closed = tokio::task::spawn_blocking(move || store.close()).await;
     if let Ok(Err(error)) = closed
         && ended.is_none()
@@ -70,12 +69,4 @@ async fn serve(dir: &Path, config: Config) -> Result<(), NodeError> {
         return Err(error.into());
     }
     ended.map_or(Ok(()), Err)
-}
-
-async fn failed(failure: &mut tokio::sync::watch::Receiver<Option<String>>) -> String {
-    match failure.wait_for(Option::is_some).await {
-        Ok(why) => why.clone().unwrap_or_default(),
-        // The sender lives in the context, which outlives this.
-        Err(_) => std::future::pending().await,
-    }
 }

@@ -172,6 +172,11 @@ impl FaultBackend {
         disk.done = Operations::default();
     }
 
+    /// The process or the machine stops now: nothing answers any more. What it left is in the images.
+    pub fn stop(&self) {
+        self.disk().stopped = true;
+    }
+
     /// Operations since [`FaultBackend::set_faults`].
     pub fn operations(&self) -> Operations {
         self.disk().done

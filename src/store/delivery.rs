@@ -14,6 +14,7 @@ use std::fmt;
 use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use super::Store;
 use super::error::StoreError;
@@ -210,6 +211,11 @@ impl Store {
     pub fn outbox(&self, peer: &RegionName) -> Result<Vec<(MessageId, Vec<u8>)>, StoreError> {
         let rows = self.rows(Area::Outbox, &rows_prefix(peer))?;
         rows.into_iter().map(|(key, plain)| Ok((row_id(&key)?, plain.payload))).collect()
+    }
+
+    /// Changes when a command was put into the outbox, durably, of whichever peer.
+    pub fn outbox_changes(&self) -> watch::Receiver<u64> {
+        self.inner.writer.runner.enqueued.subscribe()
     }
 
     /// The watermark to tell `peer`: everything up to it was answered, here durably.

@@ -56,6 +56,7 @@ mod writer;
 use std::fmt;
 use std::ops::{Bound, ControlFlow};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use backend::{FaultBackend, Faults, Keep, Operations, SECTOR_BYTES, SharedBackend, SyncHook};
@@ -110,6 +111,17 @@ impl fmt::Display for Medium {
     }
 }
 
+/// Who commits transactions, and when.
+#[derive(Debug, Clone)]
+pub enum Commits {
+    /// Two threads, which gather what waits into groups.
+    Threads,
+    /// The caller's own thread, at once, each transaction alone.
+    Inline,
+    /// The same in turn, after so many milliseconds of tokio's time: a simulated disk, whose speed may change.
+    After(Arc<AtomicU64>),
+}
+
 /// How a store is opened.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
@@ -125,8 +137,8 @@ pub struct StoreOptions {
     pub reserve_bytes: u64,
     /// Where free space is read from.
     pub space: Space,
-    /// True: no thread; each transaction is committed alone in its caller's thread (simulations).
-    pub inline: bool,
+    /// Who commits.
+    pub commits: Commits,
 }
 
 impl StoreOptions {
@@ -141,7 +153,7 @@ impl StoreOptions {
             keys,
             cache_bytes: STORE_CACHE_BYTES,
             reserve_bytes: STORE_RESERVE_BYTES,
-            inline: false,
+            commits: Commits::Threads,
         }
     }
 
@@ -154,7 +166,7 @@ impl StoreOptions {
             cache_bytes: STORE_CACHE_BYTES,
             reserve_bytes: STORE_RESERVE_BYTES,
             space: Space::plenty(),
-            inline: true,
+            commits: Commits::Inline,
         }
     }
 
@@ -217,7 +229,11 @@ impl Store {
         let incarnation = lineage.now;
         let engine = Arc::new(engine);
         let runner = Runner::new(Arc::clone(&engine), incarnation, options.space, options.reserve_bytes);
-        let writer = if options.inline { Writer::inline(runner) } else { Writer::spawn(runner)? };
+        let writer = match options.commits {
+            Commits::Threads => Writer::spawn(runner)?,
+            Commits::Inline => Writer::inline(runner, None),
+            Commits::After(delay) => Writer::inline(runner, Some(delay)),
+        };
         let medium = options.medium;
         let inner = Inner { engine, writer, identity, lineage, medium, lock: Mutex::new(lock) };
         Ok((Store { inner: Arc::new(inner) }, Opened { incarnation, created, rekey_pending }))

@@ -38,6 +38,10 @@ impl Counters {
     pub(super) fn next(&self, kind: Minted) -> u64 {
         self.0[kind as usize].fetch_add(1, Ordering::Relaxed) + 1
     }
+    /// The number given last; 0 before the first.
+    pub(super) fn last(&self, kind: Minted) -> u64 {
+        self.0[kind as usize].load(Ordering::Relaxed)
+    }
 }
 
 /// What all transactions of a group share: one snapshot, opened when the first of them reads, and the writes so far.

@@ -12,13 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::engine::{Engine, guarded};
 use super::error::{StoreError, TransactError};
 use super::overlay::Overlay;
 use super::space::Space;
-use super::txn::{Counters, Group, Txn};
+use super::txn::{Counters, Group, Minted, Txn};
 use crate::types::limits::{STORE_BATCH_MAX, STORE_QUEUE_MAX};
 use crate::types::{Incarnation, Millis};
 
@@ -122,13 +122,15 @@ pub(super) struct Runner {
     pub(super) incarnation: Incarnation,
     pub(super) space: Space,
     pub(super) reserve_bytes: u64,
+    /// How many commands the outbox was given, as far as that is durable.
+    pub(super) enqueued: watch::Sender<u64>,
     figures: Figures,
 }
 
 impl Runner {
     pub(super) fn new(engine: Arc<Engine>, incarnation: Incarnation, space: Space, reserve_bytes: u64) -> Runner {
         let (counters, figures) = (Counters::default(), Figures::default());
-        Runner { engine, counters, incarnation, space, reserve_bytes, figures }
+        Runner { engine, counters, incarnation, space, reserve_bytes, enqueued: watch::Sender::new(0), figures }
     }
 
     fn group(&self, below: Option<Arc<Overlay>>) -> Group<'_> {
@@ -170,18 +172,31 @@ impl Runner {
         }
     }
 
-    /// Commits what `ran` wrote and replies.
-    fn finish(&self, writes: &Overlay, ran: Vec<Box<dyn Task>>) {
+    /// Commits what `ran` wrote and replies. `took_us` is how long that takes, where it is not to be measured.
+    fn finish(&self, writes: &Overlay, ran: Vec<Box<dyn Task>>, took_us: Option<u64>) {
         let size = ran.len() as u64;
         self.figures.groups.fetch_add(1, Ordering::Relaxed);
         self.figures.largest_group.fetch_max(size, Ordering::Relaxed);
         // A group that wrote nothing is as durable as what it read.
-        let committed = if writes.is_empty() { Ok(()) } else { self.engine.commit(writes) };
+        let committed = match took_us {
+            _ if writes.is_empty() => Ok(()),
+            None => self.engine.commit(writes),
+            Some(took_us) => self.engine.commit_untimed(writes).map(|()| self.engine.took(took_us)),
+        };
         // The medium may have failed in a read, too: then what a closure answered may rest on it.
         let failed = committed.err().or_else(|| self.engine.failure());
+        let enqueued = self.counters.last(Minted::Message);
+        self.enqueued.send_if_modified(|known| std::mem::replace(known, enqueued) != enqueued);
         for task in ran {
             reply(task, failed.clone());
         }
+    }
+
+    /// Runs one task as a group of its own.
+    fn run_alone(&self, task: Box<dyn Task>, took_us: u64) {
+        let (mut group, mut ran) = (self.group(None), Vec::with_capacity(1));
+        self.run(&mut group, std::iter::once(task), &mut ran);
+        self.finish(&group.into_writes(), ran, Some(took_us));
     }
 
     fn short_of_space(&self) -> Option<StoreError> {
@@ -227,6 +242,8 @@ enum Lane {
     Threads { queue: Arc<Queue>, threads: Mutex<Vec<JoinHandle<()>>> },
     /// The caller's own thread: for simulations, which have no others.
     Inline(Mutex<()>),
+    /// The same, one after the other, each after this many milliseconds.
+    After { turn: Arc<tokio::sync::Mutex<()>>, delay_ms: Arc<AtomicU64> },
 }
 
 /// The way to the writer.
@@ -252,9 +269,13 @@ impl Writer {
         Ok(Writer { runner, lane: Lane::Threads { queue, threads: Mutex::new(threads) } })
     }
 
-    /// A writer that runs each transaction where it is asked for.
-    pub(super) fn inline(runner: Runner) -> Writer {
-        Writer { runner: Arc::new(runner), lane: Lane::Inline(Mutex::new(())) }
+    /// A writer that runs each transaction where it is asked for, or in turn, after so many milliseconds.
+    pub(super) fn inline(runner: Runner, delay_ms: Option<Arc<AtomicU64>>) -> Writer {
+        let lane = match delay_ms {
+            None => Lane::Inline(Mutex::new(())),
+            Some(delay_ms) => Lane::After { turn: Arc::default(), delay_ms },
+        };
+        Writer { runner: Arc::new(runner), lane }
     }
 
     /// Runs `closure` in a transaction; see [`super::Store::transact`].
@@ -269,9 +290,17 @@ impl Writer {
         match &self.lane {
             Lane::Inline(turn) => {
                 let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-                let (mut group, mut ran) = (self.runner.group(None), Vec::with_capacity(1));
-                self.runner.run(&mut group, std::iter::once(task as Box<dyn Task>), &mut ran);
-                self.runner.finish(&group.into_writes(), ran);
+                self.runner.run_alone(task, 0);
+            }
+            Lane::After { turn, delay_ms } => {
+                let (runner, turn, delay_ms) = (Arc::clone(&self.runner), Arc::clone(turn), Arc::clone(delay_ms));
+                // In a task of its own: what was asked for is done, even if the caller gives up meanwhile.
+                tokio::spawn(async move {
+                    let _turn = turn.lock().await;
+                    let delay_ms = delay_ms.load(Ordering::Relaxed);
+                    tokio::time::sleep(Millis(delay_ms).duration()).await;
+                    runner.run_alone(task, delay_ms * 1_000);
+                });
             }
             Lane::Threads { queue, .. } => {
                 let mut waiting = queue.waiting();
@@ -301,7 +330,7 @@ impl Writer {
             refused_as_busy: read(&figures.refused_as_busy),
             waiting: match &self.lane {
                 Lane::Threads { queue, .. } => queue.waiting().tasks.len() as u64,
-                Lane::Inline(_) => 0,
+                Lane::Inline(_) | Lane::After { .. } => 0,
             },
         }
     }
@@ -338,14 +367,14 @@ fn take_turns(runner: &Runner, queue: &Queue) {
         let writes = Arc::new(group.into_writes());
         if ran.len() == 1 {
             // A lone transaction, and nothing to gather most likely: waking the other thread would only cost time.
-            runner.finish(&writes, ran);
+            runner.finish(&writes, ran, None);
             queue.commit_ended();
             continue;
         }
         // No other commit is under way, so what lies below the next group is this one alone.
         *queue.below() = Some(Arc::clone(&writes));
         drop(leading);
-        runner.finish(&writes, ran);
+        runner.finish(&writes, ran, None);
         *queue.below() = None;
         queue.commit_ended();
         leading = lead();

@@ -110,12 +110,13 @@ impl Stage {
 
     async fn with_ledger(strategy: Strategy, ledger: Arc<dyn CrashLedger>) -> Stage {
         let clock = Clock::start();
-        let root = Root::start(SupervisorSpec::new("root", strategy), clock, 7, ledger).await.expect("it starts");
+        let root =
+            Root::start(SupervisorSpec::new("root", strategy), clock.clone(), 7, ledger).await.expect("it starts");
         Stage { root, clock, log: Log::default() }
     }
 
     fn puppet(&self, name: &'static str) -> (super::ChildSpec, Handle<Tell>) {
-        let handle = Handle::new(self.clock, super::Admission::each(8));
+        let handle = Handle::new(self.clock.clone(), super::Admission::each(8));
         let log = self.log.clone();
         let make = move |_: Start| std::future::ready(Ok(Puppet { name, log: log.clone() }));
         (super::ChildSpec::actor(name, &handle, make), handle)

@@ -65,14 +65,14 @@ async fn storm(seed: u64, strategy: Strategy) {
         ..Budget::default()
     };
     let spec = SupervisorSpec::new("root", Strategy::OneForOne);
-    let root = Root::start(spec, clock, seed, Arc::new(MemoryLedger::default())).await.expect("it starts");
+    let root = Root::start(spec, clock.clone(), seed, Arc::new(MemoryLedger::default())).await.expect("it starts");
     let spec = SupervisorSpec::new("storm", strategy).budget(budget);
     let middle = root.add_supervisor(spec, Restart::Permanent).await.expect("it is added");
     let log = Log::default();
     let mut children = Vec::new();
     for n in 0..CHILDREN {
         let (lives, tasks, handle) =
-            (Arc::new(Lives::default()), Arc::new(Lives::default()), Handle::new(clock, Admission::each(8)));
+            (Arc::new(Lives::default()), Arc::new(Lives::default()), Handle::new(clock.clone(), Admission::each(8)));
         let (log, making, task) = (log.clone(), Arc::clone(&lives), Arc::clone(&tasks));
         let make = move |_: Start| {
             let inner = Puppet { name: "mayfly", log: log.clone() };

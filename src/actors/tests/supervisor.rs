@@ -238,7 +238,7 @@ async fn a_child_that_does_not_stop_is_killed_at_its_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_start_that_hangs_is_given_up_and_a_stop_cuts_it() {
     let stage = Stage::new(Strategy::OneForOne).await;
-    let handle: Handle<Tell> = Handle::new(stage.clock, Default::default());
+    let handle: Handle<Tell> = Handle::new(stage.clock.clone(), Default::default());
     let make = |_: Start| std::future::pending::<Result<Puppet, HandlerError>>();
     let spec = ChildSpec::actor("hangs", &handle, make).start_within(SOON.times(10));
     let state = stage.root.add_child(spec).await.expect("it is added");

@@ -181,7 +181,7 @@ impl Host {
         let host = Arc::new(Host {
             name,
             directory: directory.to_owned(),
-            clock,
+            clock: clock.clone(),
             state,
             scheduler: Scheduler::start(clock),
             faults: Faults::default(),
@@ -249,7 +249,7 @@ impl Host {
     }
     /// Its clock.
     pub fn clock(&self) -> Clock {
-        self.clock
+        self.clock.clone()
     }
     /// What ticks its guests.
     pub fn scheduler(&self) -> &Scheduler {

@@ -499,7 +499,7 @@ async fn pump<W: AsyncWrite + Unpin>(sending: &Sending<'_>, writer: &mut W) -> R
                 }
                 write(writer, &batch.bytes).await?;
                 let cap = sending.lock()?.bytes_per_second_max;
-                pace.wait(sending.offer.clock, cap, batch.payload as u64).await;
+                pace.wait(sending.offer.clock.clone(), cap, batch.payload as u64).await;
             }
             if over {
                 break;
