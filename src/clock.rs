@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::types::{Tick, WallMillis};
+use crate::types::{Millis, Tick, WallMillis};
 
 /// A clock: a copy of it counts from the same origin.
 #[derive(Debug, Clone)]
@@ -62,6 +62,10 @@ impl Clock {
     pub fn now(&self) -> Tick {
         Tick(millis_since(self.origin))
     }
+    /// When `tick` is, for timers that are set anew again and again.
+    pub fn at(&self, tick: Tick) -> tokio::time::Instant {
+        self.origin + Millis(tick.0).duration()
+    }
     /// Wall time, for records that people read.
     #[allow(clippy::disallowed_methods, reason = "this is the module that asks")]
     pub fn wall(&self) -> WallMillis {
@@ -76,6 +80,15 @@ impl Clock {
 /// Nanoseconds of the machine's monotonic clock: comparable between processes of one machine, hence what
 /// witnesses stamp.
 pub fn machine_nanos() -> u64 {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    nanos(rustix::time::ClockId::Monotonic)
+}
+
+/// Nanoseconds for which processors have worked for this process.
+pub fn process_nanos() -> u64 {
+    nanos(rustix::time::ClockId::ProcessCPUTime)
+}
+
+fn nanos(clock: rustix::time::ClockId) -> u64 {
+    let t = rustix::time::clock_gettime(clock);
     u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(t.tv_nsec).unwrap_or(0)
 }

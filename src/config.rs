@@ -16,8 +16,8 @@ use serde::{Deserialize, Deserializer};
 pub use crate::admin::telemetry::{LogConfig, LogFormat};
 use crate::decision::migration::steps::KillPoint;
 use crate::types::limits::{
-    DOWNTIME_MS_MAX, JOBS_OPEN_MAX, JOBS_RUNNING, RETENTION_MS, ROUNDS_MAX, STORE_RESERVE_BYTES, SWITCH_DEADLINE_MS,
-    SWITCH_DEADLINE_MS_MAX,
+    CHAOS_MS, CHAOS_MS_MAX, DOWNTIME_MS_MAX, JOBS_OPEN_MAX, JOBS_RUNNING, RETENTION_MS, ROUNDS_MAX,
+    STORE_RESERVE_BYTES, SWITCH_DEADLINE_MS, SWITCH_DEADLINE_MS_MAX,
 };
 use crate::types::suggest::{nearest, unknown_field};
 use crate::types::units::MIB;
@@ -268,14 +268,23 @@ impl Default for MigrationConfig {
 }
 
 /// Section `[chaos]`.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ChaosConfig {
-    /// Whether the rest of this section is honoured.
+    /// Whether the rest of this section is honoured, and faults may be injected.
     pub allow: bool,
+    /// How long one injected fault may last.
+    #[serde(alias = "max_ms", deserialize_with = "quantity::duration")]
+    pub max: Millis,
     /// `step:side:phase` at which the process sends SIGKILL to itself.
     #[serde(alias = "killAt", deserialize_with = "kill_point")]
     pub kill_at: Option<KillPoint>,
+}
+
+impl Default for ChaosConfig {
+    fn default() -> Self {
+        Self { allow: false, max: CHAOS_MS, kill_at: None }
+    }
 }
 
 fn kill_point<'de, D: Deserializer<'de>>(from: D) -> Result<Option<KillPoint>, D::Error> {
@@ -378,6 +387,10 @@ impl Config {
         }
         if let Err(e) = self.log.filter() {
             return bad("log.filter".into(), &self.log.filter, &e.to_string());
+        }
+        if !(1..=CHAOS_MS_MAX.0).contains(&self.chaos.max.0) {
+            let rule = format!("it must be 1 ms to {} h", CHAOS_MS_MAX.0 / 3_600_000);
+            return bad("chaos.max".into(), &self.chaos.max, &rule);
         }
         if let Some(point) = &self.chaos.kill_at
             && !self.chaos.allow

@@ -12,6 +12,7 @@ pub mod config;
 pub mod decision;
 pub mod drivers;
 pub mod node;
+pub mod planted;
 pub mod protocol;
 pub mod store;
 pub mod types;

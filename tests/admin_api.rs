@@ -298,6 +298,82 @@ async fn a_stream_can_not_be_forwarded_and_becomes_a_list() {
 }
 
 #[tokio::test]
+async fn a_fault_is_injected_listed_and_ended_with_its_reason_in_the_audit() {
+    let region = fake("eu");
+    let api = api(&region);
+    let path = "/v2/chaos/faults";
+    let body = json!({ "kind": "cut", "parameters": { "peer": "us" }, "durationMs": 5_000, "reason": "a game day" });
+    let (status, dry) = ask(&api, "POST", "/v2/chaos/faults?dryRun=true", &[], body.clone()).await;
+    assert_eq!((status, &dry["state"]), (200, &json!("planned")));
+    let key = [("idempotency-key", "k")];
+    let (status, made) = ask(&api, "POST", path, &key, body.clone()).await;
+    assert_eq!(
+        (status, &made["kind"], &made["parameters"]["direction"]),
+        (201, &json!("cut"), &json!("both")),
+        "{made}"
+    );
+    assert_eq!(ask(&api, "POST", path, &key, body.clone()).await.1, made, "the same key, the same fault");
+    let mut other = body.clone();
+    other["durationMs"] = json!(6_000);
+    assert_eq!(error_of(&ask(&api, "POST", path, &key, other).await).0, "CONFLICT");
+    let (_, list) = ask(&api, "GET", path, &[], Value::Null).await;
+    assert_eq!((list["active"].as_array().unwrap().len(), &list["ended"]), (1, &json!([])));
+    let one = format!("{path}/{}", made["id"].as_str().unwrap());
+    let (status, over) = ask(&api, "DELETE", &one, &[], Value::Null).await;
+    assert_eq!((status, &over["state"]), (200, &json!("ended")));
+    assert_eq!(error_of(&ask(&api, "DELETE", "/v2/chaos/faults/fault-1-1-9", &[], Value::Null).await).0, "NOT_FOUND");
+    let records = region.audit_records();
+    assert_eq!(records.len(), 6);
+    assert_eq!((records[0].dry_run, records[0].reason.as_deref()), (true, Some("a game day")));
+    assert_eq!((records[4].method.as_str(), records[4].path.as_str()), ("DELETE", one.as_str()));
+}
+
+#[tokio::test]
+async fn a_fault_that_makes_no_sense_is_refused_with_its_field_and_what_would_do() {
+    let api = api(&fake("eu"));
+    let good = json!({ "kind": "cut", "parameters": { "peer": "us" }, "durationMs": 5_000, "reason": "why not" });
+    let with = |field: &str, value: Value| {
+        let mut body = good.clone();
+        match value {
+            Value::Null => drop(body.as_object_mut().unwrap().remove(field)),
+            value => body[field] = value,
+        }
+        body
+    };
+    for (body, part) in [
+        (with("kind", json!("cutt")), "did you mean 'cut'?"),
+        (with("kind", json!("earthquake")), "slow-store"),
+        (with("kind", Value::Null), "kind: it is missing"),
+        (with("durationMs", Value::Null), "durationMs: a fault 'cut' needs a time"),
+        (with("durationMs", json!(0)), "durationMs: a fault 'cut' needs a time"),
+        (with("reason", json!(" ")), "reason: say why"),
+        (with("reason", json!("x".repeat(501))), "reason: say why"),
+        (with("reson", json!("x")), "did you mean 'reason'?"),
+        (with("parameters", json!({ "peer": "us", "dirction": "in" })), "did you mean 'direction'?"),
+        (with("parameters", json!({ "peer": "us", "direction": "up" })), "`both`, `out`, `in`"),
+        (with("parameters", Value::Null), "missing field `peer`"),
+        (with("parameters", json!({ "peer": "U S" })), "'U S' is not a name"),
+    ] {
+        let (code, message, hint, _) = error_of(&ask(&api, "POST", "/v2/chaos/faults", &[], body.clone()).await);
+        assert!(code == "INVALID_ARGUMENT" && format!("{message} {hint}").contains(part), "{body}: {message}: {hint}");
+    }
+    // What is done at once needs no time.
+    let kill = json!({ "kind": "kill", "reason": "why not" });
+    assert_eq!(ask(&api, "POST", "/v2/chaos/faults", &[], kill).await.0, 201);
+}
+
+#[tokio::test]
+async fn another_region_injects_nothing_here() {
+    let (_, eu_api, us, _) = pair();
+    let body = json!({ "kind": "kill", "reason": "why not" }).to_string();
+    let asked = asked("POST", "/v2/chaos/faults", &[], body.as_bytes());
+    let via = novafed::admin::Caller { via: Some("us".parse().unwrap()), ..asked.caller.clone() };
+    let reply = eu_api.dispatch(Forwarded { caller: via, ..asked }).await;
+    assert_eq!(error_of(&(reply.status, serde_json::from_slice(&reply.body).unwrap())).0, "PERMISSION_DENIED");
+    assert!(us.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn the_rest_of_what_can_be_read_answers() {
     let api = api(&fake("eu"));
     for path in [
@@ -309,6 +385,7 @@ async fn the_rest_of_what_can_be_read_answers() {
         "/v2/inventory",
         "/v2/links",
         "/v2/migrations",
+        "/v2/chaos/faults",
         "/v2/events",
         "/v2/operations",
         "/v2/tree",

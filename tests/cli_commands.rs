@@ -340,6 +340,46 @@ fn a_store_that_is_not_there_is_not_found_and_one_that_is_can_be_verified_and_re
 }
 
 #[test]
+fn faults_are_injected_listed_and_ended() {
+    let node = Node::start();
+    assert!(node.good(&["chaos", "list"]).contains("No faults were injected"));
+    let for_a_while = |args: &[&'static str]| [args, &["--for", "30s", "--reason", "a game day"]].concat();
+    for (args, part) in [
+        (&["cut", "us"][..], "the link to us is cut, both ways"),
+        (&["cut", "us", "--direction", "in"], "inwards"),
+        (&["delay", "us", "--by", "200ms", "--jitter", "50 ms"], "take 200 ms longer and up to 50 ms more"),
+        (&["lose", "us", "--permille", "30"], "30 of 1000 messages"),
+        (&["narrow", "us", "--to", "1MiB"], "pass at 1 MiB/s"),
+        (&["host", "eu-a", "--call", "hold", "--how", "slow", "--late", "2s"], "(slow, 2000 ms late)"),
+        (&["slow-store", "--by", "500ms"], "takes 500 ms longer"),
+        (&["kill", "--at", "hold:source:before-write"], "kills itself at hold:source:before-write"),
+    ] {
+        let text = node.good(&[&["chaos", "inject"][..], &for_a_while(args)].concat());
+        assert!(text.contains(part) && text.contains("for 30.0 s"), "{args:?}: {text}");
+    }
+    let dry = node.good(&["chaos", "inject", "crash", "clusters/cluster-eu-a", "--reason", "why not", "--dry-run"]);
+    assert!(dry.contains("it would be so: the actor clusters/cluster-eu-a crashes"), "{dry}");
+    let list = node.good(&["chaos", "list"]);
+    assert!(list.contains("fault-1-1-1") && list.contains("link us") && list.contains("30.0 s left"), "{list}");
+    assert!(node.good(&["chaos", "stop", "fault-1-1-1"]).contains("fault-1-1-1 is over (ended by a test)"));
+    assert_eq!(node.json(&["chaos", "stop", "--all"])["items"].as_array().unwrap().len(), 7);
+    assert_eq!(node.json(&["chaos", "list"])["ended"].as_array().unwrap().len(), 8);
+    assert!(node.good(&["chaos", "stop", "--all"]).contains("No faults are active"));
+    for (args, part) in [
+        (&["cut", "us", "--reason", "x"][..], "--for"),
+        (&["cut", "us", "--for", "1s"], "--reason"),
+        (&["kil", "--reason", "x"], "'kill'"),
+        (&["kill", "--at", "hold:source:before-write", "--reason", "x"], "--for"),
+    ] {
+        let ran = node.run(&[&["chaos", "inject"], args].concat());
+        assert!(ran.code == 2 && ran.err.contains(part), "{args:?}: {}: {}", ran.code, ran.err);
+    }
+    assert_eq!(node.run(&["chaos", "stop"]).code, 2);
+    let records = node.region.audit_records();
+    assert!(records.iter().any(|record| record.reason.as_deref() == Some("a game day")), "{records:?}");
+}
+
+#[test]
 fn the_rest_of_what_can_be_looked_at_is_shown() {
     let node = Node::start();
     for (args, part) in [

@@ -55,7 +55,7 @@ fn sizes_durations_and_paths_are_read_as_written() {
         "{MINIMAL}[[peer]]\nregion='us'\nnumber=2\naddress='[::1]:7444'\nca='us.pem'\n\
          [[cluster]]\nid='a'\nhost='shared'\ncapacity={{cpu=2,memory='1 GiB',disk=1073741824}}\n[[cluster]]\nid='b'\n\
          [store]\ncache='8 MiB'\nkey={{file='/secret/key'}}\n[migration]\nmax_downtime=50\nretention_ms='2 min'\n\
-         [chaos]\nallow=true\nkillAt='hold:source:before-write'\n"
+         [chaos]\nallow=true\nmax='2 min'\nkillAt='hold:source:before-write'\n"
     ))
     .unwrap();
     assert_eq!(config.peers[0].ca, Path::new("/etc/novafed/us.pem"));
@@ -66,6 +66,7 @@ fn sizes_durations_and_paths_are_read_as_written() {
     assert_eq!(config.store.cache, 8 * MIB);
     assert_eq!(config.store.key, KeySource::File("/secret/key".into()));
     assert_eq!((config.migration.max_downtime, config.migration.retention), (Millis(50), Millis(120_000)));
+    assert_eq!(config.chaos.max, Millis(120_000));
     assert_eq!(config.chaos.kill_at.unwrap().to_string(), "hold:source:before-write");
 }
 
@@ -100,6 +101,8 @@ fn a_bad_value_names_field_value_and_rule() {
             ["chaos.kill_at", "hold:source:before-write", "allow = true"],
         ),
         ("[chaos]\nallow = true\nkill_at = 'soon'\n".into(), ["kill_at", "soon", "step:side:phase"]),
+        ("[chaos]\nmax = '25 h'\n".into(), ["chaos.max", "90000000 ms", "24 h"]),
+        ("[chaos]\nmax = 0\n".into(), ["chaos.max", "0 ms", "1 ms"]),
         (format!("{cluster}{cluster}"), ["cluster[1].id", "= a", "another cluster"]),
         (format!("{cluster}driver='xen'\n"), ["driver", "xen", "embedded"]),
         (format!("{cluster}capacity={{cpu=0}}\n"), ["cluster[0].capacity.cpu", "0", "can't run a VM"]),

@@ -180,7 +180,7 @@ async fn a_channel_of_a_stale_incarnation_is_closed_when_a_later_one_speaks() {
     eventually("it is connected", async || progress(&a, key).await.connected).await;
     let region = "eu".parse().unwrap();
     let cluster = "a-cluster".parse().unwrap();
-    let later = LocalDriver::attach(a.host().clone(), &region, incarnation(2), cluster, capacity()).await.unwrap();
+    let later = LocalDriver::attach(a.host().unwrap(), &region, incarnation(2), cluster, capacity()).await.unwrap();
     let stale = try_call(&a, HostCall::Inventory).await;
     assert!(matches!(stale, Err(HostError::StaleIncarnation { .. })), "{stale:?}");
     eventually("it is closed", async || !progress(&later, key).await.connected).await;

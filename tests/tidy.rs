@@ -131,10 +131,20 @@ struct Owner {
     why: &'static str,
 }
 
+/// The transport, and what moves its datagrams in tests: a relay of real ones and a network of simulated ones.
+const QUINN: &[&str] = &["src/protocol/quic/", "src/chaos/relay.rs", "src/chaos/sim/udp"];
+
 const OWNERS: &[Owner] = &[
     Owner { word: "ractor::", only_in: &["src/actors/"], why: "the actor library stays replaceable" },
     Owner { word: "redb::", only_in: &["src/store/"], why: "each stored byte goes through one module" },
-    Owner { word: "quinn::", only_in: &["src/protocol/quic/", "src/chaos/"], why: "the transport stays behind `Link`" },
+    Owner { word: "quinn::", only_in: QUINN, why: "the transport stays behind `Link`" },
+    Owner { word: "quinn_proto::", only_in: QUINN, why: "the transport stays behind `Link`" },
+    Owner { word: "start_on(", only_in: &["src/protocol/quic/", "src/chaos/sim/"], why: "such links keep no secret" },
+    Owner {
+        word: "create_determined(",
+        only_in: &["src/protocol/trust/", "src/chaos/sim/"],
+        why: "such keys are known",
+    },
     Owner { word: "Instant::now(", only_in: &["src/clock.rs"], why: "time is an input" },
     Owner { word: "SystemTime::now(", only_in: &["src/clock.rs"], why: "time is an input" },
     Owner { word: "clock_gettime", only_in: &["src/clock.rs"], why: "time is an input" },
@@ -205,6 +215,7 @@ fn rust_file(path: &str, text: &str, dependencies: &BTreeSet<String>, found: &mu
     let pure = PURE.iter().find(|(folder, _)| path.starts_with(folder));
     // A core's tests may read what they feed it from anywhere; what they feed it has no world in it either.
     let tests_file = path.ends_with("/tests.rs") || path.contains("/tests/");
+    let mut selecting = false;
     for (number, code, in_block) in lines_of(text) {
         let in_tests = tests_file || in_block;
         let mut say = |word: &str, why: &str| found.push(format!("{path}:{number}: names '{word}': {why}"));
@@ -213,6 +224,10 @@ fn rust_file(path: &str, text: &str, dependencies: &BTreeSet<String>, found: &mu
                 say(word, layer.why);
             }
         }
+        if selecting && !code.trim_start().starts_with("biased;") {
+            say("select!", "without `biased;` as its first word it is another run each time");
+        }
+        selecting = names(code, "select!");
         for owner in OWNERS.iter().filter(|o| !o.only_in.iter().any(|place| path.starts_with(place))) {
             if names(code, owner.word) {
                 say(owner.word, owner.why);
@@ -409,10 +424,15 @@ fn each_planted_violation_is_found_and_nothing_else() {
         ("src/store/b.rs", "//! Head.\nuse ractor::Actor;\n"),
         ("src/actors/b.rs", "//! Head.\nuse redb::Database;\n"),
         ("src/protocol/b.rs", "//! Head.\nuse quinn::Endpoint;\n"),
+        ("src/chaos/a.rs", "//! Head.\nuse quinn::Endpoint;\n"),
+        ("src/protocol/c.rs", "//! Head.\nuse quinn_proto::InvalidCid;\n"),
+        ("src/node/a.rs", "//! Head.\nfn f() { QuicNode::start_on(s); }\n"),
+        ("src/node/b.rs", "//! Head.\nfn f() { RegionCa::create_determined(s); }\n"),
         ("src/admin/b.rs", "//! Head.\nfn f() { std::time::SystemTime::now(); }\n"),
         ("src/admin/c.rs", "//! Head.\nlet t = Instant::now();\n"),
         ("src/admin/d.rs", "//! Head.\nlet c = mpsc::unbounded_channel();\n"),
         ("src/admin/e.rs", "//! Head.\nlet c = mpsc::channel();\n"),
+        ("src/admin/k.rs", "//! Head.\nasync fn f() {\n    tokio::select! {\n        () = g() => {}\n    }\n}\n"),
         ("src/admin/f.rs", "fn no_head() {}\n"),
         ("tests/long.rs", &long),
         ("src/admin/g.rs", concat!("//! Head.\n// TO", "DO: later\n")),

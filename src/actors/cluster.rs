@@ -83,6 +83,10 @@ pub struct Cluster {
     repairing: BTreeSet<VmId>,
     trouble: BTreeMap<VmId, String>,
     may_start_lost: BTreeSet<VmId>,
+    /// Since when, in this life, clean-ups are known to be owed.
+    owed_since: BTreeMap<(VmId, Fence), Tick>,
+    /// How many commits the store had when its records and the host's word agreed, and nothing was owed.
+    agreed_at: Option<u64>,
 }
 
 impl Cluster {
@@ -101,6 +105,8 @@ impl Cluster {
             repairing: BTreeSet::new(),
             trouble: BTreeMap::new(),
             may_start_lost: BTreeSet::new(),
+            owed_since: BTreeMap::new(),
+            agreed_at: None,
         }
     }
 
@@ -168,8 +174,14 @@ impl Cluster {
         }
         match result {
             Ok(list) => {
-                self.seen = list.into_iter().map(|seen| (seen.vm, seen)).collect();
+                let seen: BTreeMap<VmId, VmObservation> = list.into_iter().map(|seen| (seen.vm, seen)).collect();
+                let same = seen.len() == self.seen.len()
+                    && seen.iter().zip(&self.seen).all(|((a, now), (b, before))| a == b && now.is_as(before));
+                self.seen = seen;
                 self.seen_at = Some(now);
+                if same && self.agreed_at == Some(self.ctx.store.commits()) {
+                    return;
+                }
                 if let Err(error) = self.converge() {
                     tracing::error!(cluster = %self.id, %error, "the cluster's VMs can't be compared with the records");
                 }
@@ -193,12 +205,16 @@ impl Cluster {
 
     fn converge(&mut self) -> Result<(), StoreError> {
         let here = self.ctx.here(&self.id);
+        // Before anything is read: what is written from now on counts as news.
+        let commits = self.ctx.store.commits();
         let records: BTreeMap<VmId, _> = tables::vms(&self.ctx.store)?.into_iter().map(|r| (r.id, r)).collect();
         let mine = records.values().filter(|record| record.cluster == self.id).map(|record| record.id);
         let all: BTreeSet<VmId> = mine.chain(self.seen.keys().copied()).collect();
         let receiving: BTreeSet<VmId> = self.receiving();
         let mut owed = tables::cleanups(&self.ctx.store, Some(&self.id))?;
         owed.sort_by_key(|cleanup| (cleanup.vm, cleanup.fence));
+        // As long as nobody writes and the host says the same, there is nothing new to find out.
+        let idle = owed.is_empty() && self.repairing.is_empty() && self.may_start_lost.is_empty();
         for vm in all {
             if self.repairing.contains(&vm) {
                 continue;
@@ -219,6 +235,7 @@ impl Cluster {
             let repair = converge::converge(&here, mine, &decisions, &fences, job, seen.as_ref(), may_start);
             self.repair(vm, repair, mine.cloned(), &retiring);
         }
+        self.agreed_at = (idle && self.repairing.is_empty()).then_some(commits);
         self.clean_up(owed)
     }
 
@@ -321,12 +338,16 @@ impl Cluster {
 
     /// Disks of VMs that moved away, after their retention window; named by the fence they were retired with.
     fn clean_up(&mut self, owed: Vec<Cleanup>) -> Result<(), StoreError> {
-        let now = self.ctx.clock.wall();
+        let now = self.ctx.clock.now();
+        let still: BTreeSet<(VmId, Fence)> = owed.iter().map(|owed| (owed.vm, owed.fence)).collect();
+        self.owed_since.retain(|known, _| still.contains(known));
         for owed in owed {
             let sight = self.seen.get(&owed.vm).map(|seen| seen.sight);
             let of_transfer = owed.kind == CleanupKind::Purge;
+            let waited = now.since(*self.owed_since.entry((owed.vm, owed.fence)).or_insert(now));
+            let window = if of_transfer { self.ctx.settings.moves.retention } else { Millis(0) };
             if self.repairing.contains(&owed.vm)
-                || !converge::may_clean_up(of_transfer, owed.fence, owed.due, now, sight.as_ref())
+                || !converge::may_clean_up(of_transfer, owed.fence, waited, window, sight.as_ref())
             {
                 continue;
             }

@@ -38,16 +38,22 @@ pub fn line_up(ctx: &Context) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Runs every open job again: at the start of a process.
+/// Runs every open job that nobody runs: all of them at the start of a process. Tells how many there were.
 ///
 /// # Errors
 /// The store's.
 pub async fn run_all(ctx: &Arc<Context>) -> Result<usize, StoreError> {
     let (source, target) = tables::open_jobs(&ctx.store)?;
-    let count = source.len() + target.len();
     // The target's side first: a source asks at once.
     let target = target.iter().map(|record| (Side::Target, record.first.job));
-    let all: Vec<_> = target.chain(source.iter().map(|record| (Side::Source, record.first.job))).collect();
+    let open = target.chain(source.iter().map(|record| (Side::Source, record.first.job)));
+    let all: Vec<_> = ctx.with_jobs(|running| {
+        let runs = |(side, job): &(Side, JobId)| match side {
+            Side::Source => running.source.contains_key(job),
+            Side::Target => running.target.contains_key(job),
+        };
+        open.filter(|job| !runs(job)).collect()
+    });
     for some in all.chunks(STARTS_AT_ONCE) {
         let mut starting = JoinSet::new();
         for (side, job) in some.iter().copied() {
@@ -61,7 +67,7 @@ pub async fn run_all(ctx: &Arc<Context>) -> Result<usize, StoreError> {
         }
         starting.join_all().await;
     }
-    Ok(count)
+    Ok(all.len())
 }
 
 /// Takes note of where a job stands, and lets those go for which there is a place now.

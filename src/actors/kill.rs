@@ -1,20 +1,24 @@
 //! Kill points (architecture §10). Owns: dying exactly where a test said. Always: honoured only with `[chaos] allow`,
 //! once: the point is written to `run/killed` before the process dies, and a point that stands there is passed.
+//! A point that is armed while the process runs is forgotten with it, and so needs no word.
 //! A simulated region has no process to kill: whoever simulates it is told of each point that it passes.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::decision::migration::steps::{KillPoint, Moment, Side, Step};
 
 /// Told of each point before the region goes on.
 pub type Watcher = Arc<dyn Fn(KillPoint) + Send + Sync>;
 
-/// The switch.
+/// The switch. A copy is the same one.
 #[derive(Clone)]
-pub struct KillSwitch(How);
+pub struct KillSwitch {
+    how: How,
+    armed: Arc<Mutex<Option<KillPoint>>>,
+}
 
 #[derive(Clone)]
 enum How {
@@ -32,18 +36,31 @@ impl KillSwitch {
         let word = run_dir.join("killed");
         let hit = fs::read_to_string(&word).unwrap_or_default();
         let armed = point.filter(|p| !hit.lines().any(|line| line == p.to_string()));
-        KillSwitch(armed.map_or(How::Off, |point| How::At(point, word)))
+        KillSwitch { how: armed.map_or(How::Off, |point| How::At(point, word)), armed: Arc::default() }
     }
 
     /// A switch of a simulated region.
     pub fn watched(watcher: Watcher) -> KillSwitch {
-        KillSwitch(How::Watched(watcher))
+        KillSwitch { how: How::Watched(watcher), armed: Arc::default() }
+    }
+
+    /// Whether there is a process that it can kill.
+    pub fn is_real(&self) -> bool {
+        !matches!(self.how, How::Watched(_))
+    }
+
+    /// The process dies at `point` as well, the next time that it passes there; `None` takes that back.
+    pub fn arm(&self, point: Option<KillPoint>) {
+        *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = point;
     }
 
     /// Dies here if this is the point.
     pub fn pass(&self, step: Step, side: Side, moment: Moment) {
         let here = KillPoint { step, side, moment };
-        let word = match &self.0 {
+        if self.is_real() && *self.armed.lock().unwrap_or_else(PoisonError::into_inner) == Some(here) {
+            die();
+        }
+        let word = match &self.how {
             How::Watched(watcher) => return watcher(here),
             How::At(point, word) if *point == here => word,
             How::At(..) | How::Off => return,
@@ -58,8 +75,13 @@ impl KillSwitch {
             tracing::error!(%here, %error, "can't leave word of the kill point, so it is passed");
             return;
         }
-        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-        // SIGKILL of oneself is delivered before the call returns to user code; nothing after it runs.
-        std::process::abort();
+        die();
     }
+}
+
+/// The process dies here and now, as by SIGKILL from outside.
+pub fn die() -> ! {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    // SIGKILL of oneself is delivered before the call returns to user code; nothing after it runs.
+    std::process::abort();
 }

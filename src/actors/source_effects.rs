@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::context::Context;
+use super::effect;
 use super::mailbox::{Class, Handle};
 use super::source_job::{SourceJob, SourceMessage};
 use super::target_client::{self, Asked};
@@ -124,7 +125,8 @@ pub fn start(job: &SourceJob, command: Command) -> AbortHandle {
             Command::Decide(_) | Command::Patience(_) => {}
         }
     };
-    tokio::spawn(task).abort_handle()
+    let me = job.me.clone();
+    effect::spawn(task, move || me.told(Class::Migration, SourceMessage::Broken))
 }
 
 async fn again(pause: &mut Duration) {
@@ -269,6 +271,13 @@ async fn copy(effect: &Effect) {
         };
         if !progress.connected {
             cut_looks += 1;
+            // Also a guest that died with nothing else of its host cuts the channel, and then nothing is sent any more.
+            if (cut_looks == 1 || cut_looks >= ask_after)
+                && let Ok(seen) = effect.look().await
+                && let Some(event) = outcomes::while_copying(view(seen.as_ref(), effect.key))
+            {
+                return effect.tell(event);
+            }
             if cut_looks >= ask_after {
                 (cut_looks, ask_after) = (0, (ask_after * 2).min(LOOKS_BETWEEN_MAX));
                 if let Some(event) = target_still_there(effect).await {
@@ -322,7 +331,8 @@ pub fn pump(job: &SourceJob) -> AbortHandle {
             again(&mut pause).await;
         }
     };
-    tokio::spawn(task).abort_handle()
+    let me = job.me.clone();
+    effect::spawn(task, move || me.told(Class::Migration, SourceMessage::Broken))
 }
 
 async fn relay(effect: &Effect, send: &HostCall) -> Result<(), String> {

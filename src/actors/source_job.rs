@@ -9,6 +9,7 @@ use tokio::task::AbortHandle;
 
 use super::call::Reply;
 use super::context::Context;
+use super::effect::Broken;
 use super::mailbox::Handle;
 use super::records::{Cleanup, CleanupKind, SourceCheckpoint, SourceJobEnded, SourceJobRecord, TransferRecord};
 use super::serve::{Exit, HandlerError};
@@ -38,6 +39,8 @@ pub enum SourceMessage {
     Person(Event, Option<RequestKey>, Reply<Result<(), &'static str>>),
     /// How does it stand?
     Status(Reply<MigrationStatus>),
+    /// An effect panicked: nobody will tell how it ended.
+    Broken,
 }
 
 /// What a client gave its request, so that a repeat of it is known as one.
@@ -138,6 +141,7 @@ impl SourceJob {
                 self.note_progress(progress).await?;
             }
             SourceMessage::Progress(..) => {}
+            SourceMessage::Broken => return Err(Broken.into()),
             SourceMessage::Cut(attempt) => {
                 let copying = matches!(self.state.phase, Phase::Copying | Phase::Pausing | Phase::Sealing);
                 if attempt == self.state.attempt && copying && !self.resumed && self.transfer.sent > 0 {

@@ -24,12 +24,44 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
 /// What a supervisor is sent.
 pub(super) enum Order {
-    Add { spec: Box<ChildSpec>, crashes: u32, answer: Answer<ChildState>, _permit: OwnedSemaphorePermit },
-    Stop { child: ChildId, forget: bool, answer: Answer<()>, _permit: OwnedSemaphorePermit },
-    Restart { child: ChildId, answer: Answer<()>, _permit: OwnedSemaphorePermit },
-    Progressed { child: ChildId, incarnation: ChildIncarnation },
-    Began { child: ChildId, incarnation: ChildIncarnation, outcome: Result<(Newborn, LifeEnd), StartFailure> },
-    Over { child: ChildId, incarnation: ChildIncarnation, class: ExitClass, reason: String },
+    Add {
+        spec: Box<ChildSpec>,
+        crashes: u32,
+        answer: Answer<ChildState>,
+        _permit: OwnedSemaphorePermit,
+    },
+    Stop {
+        child: ChildId,
+        forget: bool,
+        answer: Answer<()>,
+        _permit: OwnedSemaphorePermit,
+    },
+    Restart {
+        child: ChildId,
+        answer: Answer<()>,
+        _permit: OwnedSemaphorePermit,
+    },
+    /// Answered with whether there was a life to end.
+    Crash {
+        child: ChildId,
+        answer: Answer<bool>,
+        _permit: OwnedSemaphorePermit,
+    },
+    Progressed {
+        child: ChildId,
+        incarnation: ChildIncarnation,
+    },
+    Began {
+        child: ChildId,
+        incarnation: ChildIncarnation,
+        outcome: Result<(Newborn, LifeEnd), StartFailure>,
+    },
+    Over {
+        child: ChildId,
+        incarnation: ChildIncarnation,
+        class: ExitClass,
+        reason: String,
+    },
     Tick,
     Shutdown,
 }
@@ -151,6 +183,11 @@ impl Actor for SupervisorActor {
                 let _ = answer.send(verdict);
                 performed
             }
+            Order::Crash { child, answer, _permit } => {
+                // Who asked may have left.
+                let _ = answer.send(state.crash(child));
+                Ok(())
+            }
             Order::Progressed { child, incarnation } => state.step(&myself, Event::Progressed { child, incarnation }),
             Order::Began { child, incarnation, outcome } => state.began(&myself, child, incarnation, outcome),
             Order::Over { child, incarnation, class, reason } => {
@@ -245,6 +282,18 @@ impl State {
             (verdict, _) => drop(answer.send(verdict)),
         }
         performed
+    }
+
+    /// Kills an actor where it is. Nobody asked the core for that, so to it it is a crash.
+    fn crash(&self, child: ChildId) -> Result<bool, Refusal> {
+        if !self.supervisor.shared.lock().specs.contains_key(&child) {
+            return Err(Refusal::Unknown(child));
+        }
+        let Some(Stage::Up { cell, stopper: Stopper::Actor { .. } }) = self.living.get(&child).map(|l| &l.stage) else {
+            return Ok(false);
+        };
+        cell.kill();
+        Ok(true)
     }
 
     fn began(

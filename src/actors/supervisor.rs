@@ -198,6 +198,12 @@ impl Supervisor {
         self.ask(|answer, _permit| Order::Restart { child, answer, _permit }).await
     }
 
+    /// Has an actor crash where it is, for tests: what follows is what follows a crash. False if it does not run now.
+    pub async fn crash_child(&self, id: impl Into<ChildId>) -> Result<bool, SupervisorError> {
+        let child = id.into();
+        self.ask(|answer, _permit| Order::Crash { child, answer, _permit }).await
+    }
+
     /// What one child does.
     pub fn child(&self, id: impl Into<ChildId>) -> Option<ChildView> {
         self.shared.lock().core.view_child(&id.into(), self.shared.clock.now())

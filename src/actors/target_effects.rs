@@ -8,13 +8,16 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 
 use super::context::Context;
+use super::effect;
 use super::mailbox::{Class, Handle};
 use super::source_effects::said;
+use super::tables;
 use super::target_job::{TargetJob, TargetMessage};
 use crate::decision::migration::outcomes::{self, Cold};
 use crate::decision::migration::target::{Command, Event, Input, Target};
 use crate::decision::ownership::DecisionAnswer;
 use crate::drivers::{HostCall, HostError, HostReply, Hypervisor, SwitchKey, VmObservation};
+use crate::planted::{self, Bug};
 use crate::protocol::TraceId;
 use crate::protocol::bodies::{MigrationMessage, MigrationReply};
 use crate::protocol::link::Request;
@@ -51,13 +54,15 @@ pub fn start(job: &TargetJob, command: Command) -> AbortHandle {
             Command::Activate => effect.activate().await,
             Command::StartCold => effect.start_cold().await,
             Command::SeeItRun => effect.see_it_run().await,
+            Command::SeeItLookedAfter => effect.see_it_looked_after().await,
             Command::DiscardReceive => effect.discard().await,
             Command::AskDecision => effect.ask_decision().await,
             // A timer of the job itself.
             Command::Patience(_) => {}
         }
     };
-    tokio::spawn(task).abort_handle()
+    let me = job.me.clone();
+    effect::spawn(task, move || me.told(Class::Migration, TargetMessage::Broken))
 }
 
 /// What a job receives, to be asked of its host while it waits for its source.
@@ -214,6 +219,19 @@ impl Effect {
         }
     }
 
+    async fn see_it_looked_after(&self) {
+        loop {
+            tokio::time::sleep(AGAIN_LAST).await;
+            // A store that can't be read ends the process; there is nothing to conclude from it here.
+            let Ok(record) = tables::vm(&self.ctx.store, self.key.vm) else { continue };
+            let sight = self.look().await.map(|seen| seen.sight);
+            let (to, fence) = (&self.state.to.cluster, self.state.offer.next_fence);
+            if let Some(event) = outcomes::of_looked_after(record.as_ref(), to, fence, sight.as_ref()) {
+                return self.tell(event);
+            }
+        }
+    }
+
     async fn discard(&self) {
         let call = HostCall::DiscardReceive { key: self.key };
         let (_, event) = self.settle(call, Event::HostDiscarded).await;
@@ -222,7 +240,8 @@ impl Effect {
 
     /// Law 6.3 f: the target is told by the decision itself; a lost message is made up for by asking.
     async fn ask_decision(&self) {
-        let mut pause = Duration::from_millis(500);
+        let first = if planted::is(Bug::StartBeforeCommit) { 1 } else { 500 };
+        let mut pause = Duration::from_millis(first);
         loop {
             again(&mut pause).await;
             if let Some(answer) = self.decision().await {

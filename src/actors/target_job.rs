@@ -9,6 +9,7 @@ use tokio::task::AbortHandle;
 
 use super::call::Reply;
 use super::context::Context;
+use super::effect::Broken;
 use super::mailbox::Handle;
 use super::records::{TargetJobEnded, TargetJobRecord};
 use super::serve::{Exit, HandlerError};
@@ -31,6 +32,8 @@ pub enum TargetMessage {
     Ask(RegionName, Attempt, TargetRequest, Reply<Option<TargetAnswer>>),
     /// Its last state, for people.
     Look(Reply<Target>),
+    /// An effect panicked: nobody will tell how it ended.
+    Broken,
 }
 
 /// The shell of one job.
@@ -85,6 +88,7 @@ impl TargetJob {
                 reply.send(None);
             }
             TargetMessage::Ask(_, attempt, request, reply) => self.ask(attempt, request, reply).await?,
+            TargetMessage::Broken => return Err(Broken.into()),
             TargetMessage::Look(reply) => {
                 reply.send(self.state.clone());
             }

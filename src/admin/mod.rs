@@ -8,6 +8,7 @@
 
 mod api;
 mod call;
+mod chaos;
 pub mod client;
 mod region;
 mod routes;
@@ -18,6 +19,7 @@ pub mod telemetry;
 mod views;
 
 pub use api::Api;
+pub use chaos::*;
 pub use region::*;
 pub use routes::{ROUTES, openapi};
 pub use server::{ServeError, Server};

@@ -12,11 +12,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use utoipa::{IntoParams, ToSchema};
 
+use super::chaos::{ChaosFault, ChaosFaults, InjectFault};
 use super::views::*;
 use crate::types::limits::API_PAGE_MAX;
 use crate::types::{
-    ApiError, ClusterId, ClusterState, ClusterView, ErrorCode, JobId, JobState, MigrationPlan, MigrationStatus, Millis,
-    PlanId, RegionName, RequestId, VmId, WallMillis,
+    ApiError, ClusterId, ClusterState, ClusterView, ErrorCode, FaultId, JobId, JobState, MigrationPlan,
+    MigrationStatus, Millis, PlanId, RegionName, RequestId, VmId, WallMillis,
 };
 
 /// An answer that comes later.
@@ -334,6 +335,12 @@ pub trait Region: Send + Sync + 'static {
         steer: Steer,
         request: SteerRequest,
     ) -> Answer<'_, MigrationStatus>;
+    /// Faults that were injected, active ones and the last ended ones.
+    fn chaos_faults(&self) -> Answer<'_, ChaosFaults>;
+    /// Injects one.
+    fn inject_fault(&self, context: RequestContext, request: InjectFault) -> Answer<'_, ChaosFault>;
+    /// Ends one before its time.
+    fn stop_fault(&self, context: RequestContext, id: FaultId) -> Answer<'_, ChaosFault>;
     /// Records a mutation and its end, refused ones too.
     fn audit(&self, record: AuditRecord) -> Answer<'_, ()>;
 }

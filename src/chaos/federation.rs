@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::process::Signal;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -50,6 +51,8 @@ pub struct RegionPlan {
     pub name: RegionName,
     /// Its clusters with what each has.
     pub clusters: BTreeMap<ClusterId, Resources>,
+    /// Whether its hosts take plans of failures.
+    pub allow_faults: bool,
     /// Further lines of its `node.toml`.
     pub extra: String,
 }
@@ -69,7 +72,7 @@ impl Setup {
                 Some(plan) => drop(plan.clusters.insert(cluster, capacity)),
                 None => {
                     let clusters = BTreeMap::from([(cluster, capacity)]);
-                    regions.push(RegionPlan { name: region, clusters, extra: extra.to_owned() });
+                    regions.push(RegionPlan { name: region, clusters, allow_faults: false, extra: extra.to_owned() });
                 }
             }
         }
@@ -264,6 +267,14 @@ impl Federation {
         self.region_mut(name)?.process.as_mut().ok_or(missing)
     }
 
+    /// Sends a signal to a region's node, if it runs.
+    pub fn signal_node(&self, name: &RegionName, signal: Signal) -> Result<(), HarnessError> {
+        if let Some(process) = &self.region(name)?.process {
+            process.signal(signal);
+        }
+        Ok(())
+    }
+
     /// Kills the host process of a place with SIGKILL.
     pub async fn kill_host(&self, place: &Place) -> Result<(), HarnessError> {
         let dir = self.host_dir(place)?;
@@ -392,6 +403,20 @@ impl Federation {
         Ok(witness::check(&consoles))
     }
 
+    /// What all consoles of one VM say.
+    pub fn witness_of_vm(&self, vm: VmId) -> Result<witness::Report, HarnessError> {
+        let mut consoles = Consoles::default();
+        for place in self.places() {
+            let path = self.console_dir(&place)?.join(format!("{vm}.log"));
+            match fs::read(&path) {
+                Ok(bytes) => consoles.add(vm, &String::from_utf8_lossy(&bytes)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(file("reading", &path)(error)),
+            }
+        }
+        Ok(witness::check(&consoles))
+    }
+
     /// Recomputes a running VM's memory and disk from its program and its tick, and compares. The inner error says what
     /// differs.
     pub async fn judge(&self, place: &Place, vm: VmId, spec: &VmSpec) -> Result<Result<Verdict, String>, HarnessError> {
@@ -401,7 +426,7 @@ impl Federation {
         let HostReply::Snapshot(info) = reply else {
             return Err(HarnessError::Plan(format!("the host of {place} answers a snapshot with {reply:?}")));
         };
-        let report = self.witness()?;
+        let report = self.witness_of_vm(vm)?;
         let account = report.vms.get(&vm).ok_or_else(|| HarnessError::Plan(format!("{vm} has no console")))?;
         // Boot and boot tick from the witness; the tick too would be its last line, had the guest not gone on.
         let (boot, boot_tick, _) = account.last;
@@ -430,8 +455,13 @@ impl Federation {
     }
 
     fn add_consoles(&self, place: &Place, consoles: &mut Consoles) -> Result<(), HarnessError> {
-        let dir = self.host_dir(place)?.join("console");
+        let dir = self.console_dir(place)?;
         consoles.add_directory(&dir).map_err(file("reading", &dir))
+    }
+
+    /// Where the host of a place keeps the consoles of its VMs.
+    pub fn console_dir(&self, place: &Place) -> Result<PathBuf, HarnessError> {
+        Ok(self.host_dir(place)?.join("console"))
     }
 
     /// The directory of the host of a place: each cluster has a host of its own, of its name.
@@ -470,8 +500,11 @@ impl Federation {
                  capacity = {{ cpu = {cpu}, memory = \"{memory_bytes} B\", disk = \"{disk_bytes} B\" }}\n"
             );
         }
+        if region.plan.allow_faults || region.kill_at.is_some() {
+            text.push_str("\n[chaos]\nallow = true\n");
+        }
         if let Some(point) = region.kill_at {
-            let _ = write!(text, "\n[chaos]\nallow = true\nkillAt = \"{point}\"\n");
+            let _ = writeln!(text, "kill_at = \"{point}\"");
         }
         text.push_str(&region.plan.extra);
         let path = region.dir.join(crate::config::FILE_NAME);

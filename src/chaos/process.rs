@@ -194,7 +194,12 @@ impl Found {
     /// SIGKILL.
     pub fn kill(&self) {
         // It may be dead already, which is what was wanted.
-        let _ = pidfd_send_signal(&self.handle, Signal::KILL);
+        self.signal(Signal::KILL);
+    }
+
+    /// Sends it `signal`, if it lives.
+    pub fn signal(&self, signal: Signal) {
+        let _ = pidfd_send_signal(&self.handle, signal);
     }
 }
 
@@ -269,6 +274,14 @@ impl Process {
         self.child.id()
     }
 
+    /// Sends it `signal`, if it lives.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.pid().and_then(|p| Pid::from_raw(i32::try_from(p).ok()?)) {
+            // It was not waited for yet, so the number is still its own.
+            let _ = rustix::process::kill_process(pid, signal);
+        }
+    }
+
     /// How it ended, if it did.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
@@ -282,10 +295,7 @@ impl Process {
 
     /// SIGTERM, and waits for the end, at most `at_most`.
     pub async fn stop(&mut self, at_most: Millis) -> Result<ExitStatus, ProcessError> {
-        if let Some(pid) = self.pid().and_then(|p| Pid::from_raw(i32::try_from(p).ok()?)) {
-            // It was not waited for yet, so the number is still its own.
-            let _ = rustix::process::kill_process(pid, Signal::TERM);
-        }
+        self.signal(Signal::TERM);
         self.wait(at_most).await
     }
 

@@ -1,5 +1,6 @@
-//! A UDP relay that spoils a link: delay, jitter, loss, reordering, duplicates, corruption, a rate, cuts. Owns: one
-//! directed link: it listens where the dialler dials and passes on to the real address. No root is needed.
+//! A UDP relay that spoils a link: delay, jitter, loss, reordering, duplicates, corruption, a rate, a longest
+//! datagram, cuts. Owns: one directed link: it listens where the dialler dials and passes on to the real address. No
+//! root is needed.
 //! Always: its chances come from a seed; each client address has an upstream socket of its own, so that the dialled end
 //! sees distinct paths; what it holds is bounded; without faults a whole batch passes in two system calls.
 //! Not here: which links are spoiled when (`demo/`, tests).
@@ -51,6 +52,8 @@ pub struct Impairment {
     pub duplicate_permille: u16,
     /// Chance that one bit is flipped.
     pub corrupt_permille: u16,
+    /// Longer datagrams vanish, as on a path whose routers do not say so.
+    pub bytes_max: Option<u16>,
     /// Bytes per second that pass.
     pub rate_bytes_s: Option<u64>,
     /// Nothing passes.
@@ -62,6 +65,7 @@ impl Impairment {
     fn is_per_datagram(&self) -> bool {
         self.loss_permille + self.reorder_permille + self.duplicate_permille + self.corrupt_permille > 0
             || self.rate_bytes_s.is_some()
+            || self.bytes_max.is_some()
     }
 }
 
@@ -83,7 +87,7 @@ pub struct Counts {
     pub bytes: u64,
     /// Bytes that went out.
     pub delivered_bytes: u64,
-    /// Datagrams lost by chance.
+    /// Datagrams lost by chance, or because they were too long.
     pub lost: u64,
     /// Datagrams dropped because of a cut.
     pub cut: u64,
@@ -254,7 +258,8 @@ impl Shaper {
     }
 
     fn admit_one(&mut self, impairment: &Impairment, batch: &Held, mut bytes: Vec<u8>, now: u64) {
-        if self.chance(impairment.loss_permille) {
+        let too_long = impairment.bytes_max.is_some_and(|most| bytes.len() > usize::from(most));
+        if too_long || self.chance(impairment.loss_permille) {
             return self.way.count(Count::Lost, 1);
         }
         if let Some(rate) = impairment.rate_bytes_s {

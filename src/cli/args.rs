@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
+use super::chaos::ChaosCommand;
 use crate::config::{ListenConfig, quantity};
 use crate::types::limits::{API_DEADLINE_MS_MAX, IDEMPOTENCY_KEY_BYTES_MAX};
 use crate::types::{
@@ -70,7 +71,7 @@ enum Format {
     Json,
 }
 
-fn millis(text: &str) -> Result<Millis, String> {
+pub(super) fn millis(text: &str) -> Result<Millis, String> {
     quantity::millis(text).map_err(|e| e.to_string())
 }
 
@@ -91,7 +92,7 @@ fn key(text: &str) -> Result<String, String> {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(super) fn bytes(text: &str) -> Result<u64, String> {
     quantity::bytes(text).map_err(|e| e.to_string())
 }
 
@@ -171,6 +172,11 @@ pub(super) enum Command {
     Host(HostArgs),
     /// Show it all on this machine: three regions, VMs that move while nodes are killed
     Demo(DemoArgs),
+    /// Faults on purpose: in federations simulated by seed, and in the region that runs
+    Chaos {
+        #[command(subcommand)]
+        verb: ChaosCommand,
+    },
     /// The federation as this region sees it
     Status,
     /// Clusters of all regions

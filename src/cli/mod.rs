@@ -4,8 +4,10 @@
 //! Not here: requests (`admin/client.rs`), documents (`admin/views.rs`).
 
 mod args;
+mod chaos;
 mod host;
 mod init;
+mod inject;
 mod migration;
 mod observe;
 mod output;
@@ -22,6 +24,8 @@ use crate::admin::client::{Client, ClientError, fresh_key};
 use crate::types::{ApiError, ErrorCode, HostName, chain};
 use args::{Args, Command};
 pub use args::{DemoArgs, HostArgs, HostVerb, PlantArg};
+use chaos::ChaosCommand;
+pub use chaos::{ChaosVerb, LevelArg, ReplayArgs, ReportArgs, RunArgs, SimArgs, WorldArgs};
 use output::Output;
 pub use output::complain;
 
@@ -70,6 +74,8 @@ pub struct Runners {
     pub host: fn(PathBuf, HostName, bool) -> ExitCode,
     /// Runs the demo.
     pub demo: fn(DemoArgs) -> ExitCode,
+    /// Runs chaos.
+    pub chaos: fn(ChaosVerb) -> ExitCode,
 }
 
 /// Runs the command line `args`, the program's name included, to its exit code.
@@ -85,6 +91,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>, runners: &Runners) -> ExitC
     match args.command {
         Command::Node => return (runners.node)(&args.global.dir),
         Command::Demo(demo) => return (runners.demo)(demo),
+        Command::Chaos { verb: ChaosCommand::Apart(verb) } => return (runners.chaos)(verb),
         Command::Host(HostArgs { name, allow_faults, verb: None }) => {
             let Some(name) = name else {
                 output::complain("novafed host needs --name and --dir", "nodes start their hosts by themselves");
@@ -127,7 +134,11 @@ async fn command(args: Args, key: String) -> Result<u8, CliError> {
         Command::Init(init) => init::init(&args.global.dir, init, &mut out)?,
         Command::Host(HostArgs { verb: Some(verb), .. }) => host::host(&args.global.dir, &mut out, verb).await?,
         // Taken by `run`.
-        Command::Node | Command::Demo(_) | Command::Host(HostArgs { verb: None, .. }) => {}
+        Command::Node
+        | Command::Demo(_)
+        | Command::Chaos { verb: ChaosCommand::Apart(_) }
+        | Command::Host(HostArgs { verb: None, .. }) => {}
+        Command::Chaos { verb: ChaosCommand::Live(verb) } => inject::live(&client, &mut out, verb).await?,
         Command::Status => observe::status(&client, &mut out).await?,
         Command::Cluster { verb } => observe::cluster(&client, &mut out, verb).await?,
         Command::Inventory { verb } => observe::inventory(&client, &mut out, verb).await?,

@@ -3,7 +3,7 @@
 //! Not here: moving (`migration/`), performing (`actors/cluster.rs`).
 
 use crate::decision::ownership::{Decision, DecisionAnswer, VmDecisions};
-use crate::types::{DesiredPower, Fence, GuestPower, Place, Sight, SwitchKey, VmRecord, WallMillis};
+use crate::types::{DesiredPower, Fence, GuestPower, Millis, Place, Sight, SwitchKey, VmRecord};
 
 /// What to do next about it. One thing at a time: the host is looked at again afterwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -88,7 +88,9 @@ pub fn converge(
         (GuestPower::Running | GuestPower::Paused, DesiredPower::Stopped) => Repair::Stop,
         (GuestPower::Paused, DesiredPower::Running) => Repair::Report("it is paused and nobody says for what"),
         (GuestPower::Stopped, DesiredPower::Running) => Repair::Start,
-        (GuestPower::Stopped | GuestPower::Lost, DesiredPower::Stopped) => Repair::Nothing,
+        (GuestPower::Stopped, DesiredPower::Stopped) => Repair::Nothing,
+        // There is nothing to stop but the word that its memory is lost, which nobody waits for any more.
+        (GuestPower::Lost, DesiredPower::Stopped) => Repair::Stop,
         (GuestPower::Lost, DesiredPower::Running) => {
             Repair::Report("its host died and its memory is lost; start it again from its disk")
         }
@@ -96,23 +98,25 @@ pub fn converge(
             Repair::Report("its host died before it could start it here; start it again from its disk")
         }
         (GuestPower::Receiving, DesiredPower::Running) => Repair::Report("it was received here and does not run yet"),
+        (GuestPower::Receiving, DesiredPower::Stopped) if seen.memory_lost() => Repair::Stop,
         (GuestPower::Receiving, DesiredPower::Stopped) => Repair::Nothing,
         (GuestPower::Retired, _) => Repair::Report("its host says that it was retired, and this region owns it"),
     }
 }
 
-/// Whether an owed clean-up may be done at `now`: not before it is due, and one of a copy that a transfer retired (with
-/// `fence`) not before that copy was destroyed, which [`converge`] does first. A host that does not show the copy may be
-/// asked: it refuses if it has it still.
-pub fn may_clean_up(of_transfer: bool, fence: Fence, due: WallMillis, now: WallMillis, seen: Option<&Sight>) -> bool {
-    due <= now && (!of_transfer || seen.is_none_or(|seen| seen.fence >= fence))
+/// Whether a clean-up that has been owed for `waited` may be done: not before its `window`, and one of a copy that a
+/// transfer retired (with `fence`) not before that copy was destroyed, which [`converge`] does first. A host that does
+/// not show the copy may be asked: it refuses if it has it still. Both are of the node's own monotonic clock: a wall
+/// clock that is set would delete too early, or keep for years.
+pub fn may_clean_up(of_transfer: bool, fence: Fence, waited: Millis, window: Millis, seen: Option<&Sight>) -> bool {
+    waited >= window && (!of_transfer || seen.is_none_or(|seen| seen.fence >= fence))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::decision::ownership::Moved;
-    use crate::types::{Attempt, JobId, RegionNumber, VmId};
+    use crate::types::{Attempt, JobId, RegionNumber, VmId, WallMillis};
 
     fn record(desired: DesiredPower) -> VmRecord {
         VmRecord {
@@ -201,9 +205,11 @@ mod tests {
     #[test]
     fn a_disk_goes_when_it_is_due_and_its_guest_is_destroyed() {
         let fence = Fence { epoch: 2, generation: 1 };
-        let (due, lower) = (WallMillis(100), seen(GuestPower::Running));
+        let lower = seen(GuestPower::Running);
         let retired = Sight { fence, ..seen(GuestPower::Retired) };
-        let may = |of_transfer, now, seen: Option<&Sight>| may_clean_up(of_transfer, fence, due, WallMillis(now), seen);
+        let window = Millis(100);
+        let may =
+            |of_transfer, waited, seen: Option<&Sight>| may_clean_up(of_transfer, fence, Millis(waited), window, seen);
         for of_transfer in [false, true] {
             assert!(!may(of_transfer, 99, Some(&retired)) && may(of_transfer, 100, Some(&retired)));
             assert!(may(of_transfer, 100, None));

@@ -1,5 +1,6 @@
 //! Cores: one per question. Always: pure, synchronous, no clock, no disk, no randomness, ordered collections.
 
+pub mod chaos;
 pub mod converge;
 pub mod line;
 pub mod membership;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::planted::{self, Bug};
 use crate::types::{JobId, Resources, VmId};
 
 /// Room promised to a job.
@@ -132,6 +133,9 @@ impl Ledger {
     pub fn commit(&mut self, job: JobId) -> Commit {
         if let Some(held) = self.reserved.remove(&job) {
             self.used.insert(held.vm, Usage { resources: held.resources, by: Some(job) });
+            if planted::is(Bug::ReservationCountedTwice) {
+                self.reserved.insert(job, held);
+            }
             return Commit::Done;
         }
         if self.used.values().any(|u| u.by == Some(job)) { Commit::Again } else { Commit::Unknown }

@@ -17,6 +17,8 @@ use std::pin::Pin;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use embedded::faults::{CallKind, Fault};
+
 pub use crate::types::{Channel, End, SwitchKey};
 use crate::types::{Fence, Incarnation, Millis, OperationId, Resources, Sight, VmId, VmSpec};
 
@@ -134,6 +136,14 @@ pub struct VmObservation {
     pub spec: VmSpec,
     /// How it is.
     pub sight: Sight,
+}
+
+impl VmObservation {
+    /// Whether it is the same but for the ticks that were done meanwhile.
+    pub fn is_as(&self, other: &VmObservation) -> bool {
+        let still = |sight: Sight| Sight { tick: 0, ..sight };
+        self.vm == other.vm && self.spec == other.spec && still(self.sight) == still(other.sight)
+    }
 }
 
 /// Measured rates of a guest's writes, bytes per second of distinct pages or blocks.
@@ -259,4 +269,11 @@ pub trait Hypervisor: Send + Sync + 'static {
         channel: Channel,
         end: End,
     ) -> BoxFuture<'_, Result<Box<dyn Duplex>, HostError>>;
+
+    /// Has the next `times` calls of that kind go wrong, for tests; 0 takes it back. A driver of a real hypervisor has no
+    /// such plans.
+    fn plan_fault(&self, kind: CallKind, fault: Fault, times: u32) -> BoxFuture<'_, Result<(), HostError>> {
+        let what = format!("make {kind:?} go wrong ({fault:?}, {times} times)");
+        Box::pin(std::future::ready(Err(HostError::Unsupported { what })))
+    }
 }

@@ -10,12 +10,14 @@ use tokio::sync::watch;
 
 use super::api::RegionApi;
 use super::exit::NodeError;
+use super::faults::{Faults, FaultyInbound, FaultyLink, Ways};
 use crate::actors::cluster::{Cluster, ClusterMessage, ServedBy};
 use crate::actors::context::{Context, LocalCluster, Settings};
 use crate::actors::crash_rows::StoredCrashes;
 use crate::actors::inbound::{ApiServer, Receiver};
 use crate::actors::kill::KillSwitch;
 use crate::actors::outbox::{Deliverer, LinkMessage};
+use crate::actors::recovery::{self, Recovery};
 use crate::actors::vms::Ledgers;
 use crate::actors::{Admission, ChildSpec, Handle, Root, Supervisor, SupervisorError, SupervisorSpec, jobs};
 use crate::admin::{Api, Forwarded, ForwardedReply};
@@ -25,7 +27,7 @@ use crate::decision::migration::defaults::Defaults;
 use crate::decision::supervision::{Restart, Strategy};
 use crate::drivers::Hypervisor;
 use crate::protocol::bodies::{ApiMessage, ApiReply};
-use crate::protocol::link::Link;
+use crate::protocol::link::{Inbound, Link};
 use crate::store::Store;
 use crate::types::{RegionName, limits};
 
@@ -63,6 +65,8 @@ pub struct Assembled<L> {
     pub api: Api,
     /// What carries its links.
     pub links: L,
+    /// Faults that a person injects, if that is allowed.
+    pub faults: Option<Arc<Faults>>,
 }
 
 /// Puts a region together. `connect` makes its links: it is given what serves the other end of them. `serve` names what
@@ -73,7 +77,7 @@ pub struct Assembled<L> {
 pub async fn assemble<L>(
     config: &Config,
     parts: Parts,
-    connect: impl FnOnce(&Arc<Context>, Arc<Receiver>) -> Result<(L, Vec<Arc<dyn Link>>), NodeError>,
+    connect: impl FnOnce(&Arc<Context>, Arc<dyn Inbound>) -> Result<(L, Vec<Arc<dyn Link>>), NodeError>,
     serve: impl Fn(&ClusterConfig) -> Option<Served>,
 ) -> Result<Assembled<L>, NodeError> {
     let Parts { dir, clock, store, kill, seed, metrics } = parts;
@@ -94,9 +98,12 @@ pub async fn assemble<L>(
         numbers,
     ));
     let receiver = Arc::new(Receiver::new(ctx.clone()));
-    let (links, all) = connect(&ctx, receiver.clone())?;
+    // Without leave to be disturbed, nothing stands between a region and its links.
+    let ways = config.chaos.allow.then(|| Arc::new(Ways::new(clock.clone(), config.chaos.max, seed)));
+    let inbound: Arc<dyn Inbound> = receiver.clone();
+    let (links, all) = connect(&ctx, ways.as_ref().map_or(inbound.clone(), |ways| FaultyInbound::by(ways, inbound)))?;
     for link in all {
-        ctx.add_link(link);
+        ctx.add_link(ways.as_ref().map_or(link.clone(), |ways| FaultyLink::by(ways, link)));
     }
     let crashes = Arc::new(StoredCrashes::new(ctx.store.clone(), clock.clone()));
     let actors = |error: SupervisorError| NodeError::Actors(error.to_string());
@@ -112,8 +119,9 @@ pub async fn assemble<L>(
     ctx.run_jobs_under(migrations.clone());
     start_deliverers(&ctx, &deliverers, &receiver).await.map_err(actors)?;
     let groups = BTreeMap::from([("links", deliverers), ("clusters", clusters), ("migrations", migrations)]);
-    let api = make_api(config, &ctx, &root, groups, metrics, &receiver);
-    Ok(Assembled { ctx, root, api, links })
+    let faults = ways.map(|ways| Faults::start(ctx.clone(), ways, groups.clone(), &config.clusters));
+    let api = make_api(config, &ctx, &root, groups, faults.clone(), metrics, &receiver);
+    Ok(Assembled { ctx, root, api, links, faults })
 }
 
 impl<L> Assembled<L> {
@@ -122,7 +130,14 @@ impl<L> Assembled<L> {
     /// # Errors
     /// The store's.
     pub async fn run_jobs(&self) -> Result<usize, NodeError> {
-        Ok(jobs::run_all(&self.ctx).await?)
+        let open = jobs::run_all(&self.ctx).await?;
+        let handle: Handle<recovery::Look> = Handle::new(self.ctx.clock.clone(), Admission::default());
+        let ctx = self.ctx.clone();
+        let spec = ChildSpec::actor("recovery", &handle, move |_| std::future::ready(Ok(Recovery::new(ctx.clone()))));
+        if let Some(migrations) = self.ctx.migrations() {
+            migrations.add_child(spec).await.map_err(|error| NodeError::Actors(error.to_string()))?;
+        }
+        Ok(open)
     }
 
     /// Resolves when the region can't keep its promises any more, with the reason: its process must end.
@@ -138,11 +153,11 @@ impl<L> Assembled<L> {
 }
 
 async fn reason(refused: &mut watch::Receiver<Option<String>>) -> String {
-    match refused.wait_for(Option::is_some).await {
-        Ok(why) => why.clone().unwrap_or_default(),
-        // The sender lives in the context, which outlives this.
-        Err(_) => std::future::pending().await,
+    if let Ok(why) = refused.wait_for(Option::is_some).await {
+        return why.clone().unwrap_or_default();
     }
+    // The sender lives in the context, which outlives this.
+    std::future::pending().await
 }
 
 fn settings(config: &Config) -> Settings {
@@ -207,12 +222,14 @@ fn make_api(
     ctx: &Arc<Context>,
     root: &Supervisor,
     groups: BTreeMap<&'static str, Supervisor>,
+    faults: Option<Arc<Faults>>,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
     receiver: &Receiver,
 ) -> Api {
     let addresses = config.peers.iter().map(|peer| (peer.region.clone(), peer.address.clone())).collect();
     let started = ctx.clock.now();
-    let region = Arc::new(RegionApi { ctx: ctx.clone(), root: root.clone(), groups, metrics, started, addresses });
+    let root = root.clone();
+    let region = Arc::new(RegionApi { ctx: ctx.clone(), root, groups, faults, metrics, started, addresses });
     let api = Api::new(region, ctx.clock.clone());
     let forwarded = api.clone();
     let server: ApiServer = Arc::new(move |from, message| {

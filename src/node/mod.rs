@@ -5,6 +5,7 @@
 mod api;
 mod assemble;
 mod exit;
+mod faults;
 mod start;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 pub use api::RegionApi;
 pub use assemble::{Assembled, Parts, Served, assemble};
 pub use exit::NodeError;
+pub use faults::Faults;
 
 use crate::actors::Ended;
 use crate::admin::telemetry::Metrics;
@@ -55,6 +57,9 @@ async fn serve(dir: &Path, config: Config) -> Result<(), NodeError> {
         None => tracing::info!("told to stop; the VMs go on"),
     }
     stop.cancel();
+    if let Some(faults) = &region.faults {
+        faults.end_all("the node stops").await;
+    }
     if !matches!(ended, Some(NodeError::Ended { .. })) {
         let how = region.root.shutdown().await;
         if !matches!(how, Ended::Shutdown) {

@@ -5,21 +5,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::assemble::{Assembled, Parts, Served, assemble};
 use super::exit::NodeError;
 use crate::actors::context::Context;
 use crate::actors::host_keeper::HostKeeper;
-use crate::actors::inbound::Receiver;
 use crate::actors::kill::KillSwitch;
 use crate::admin::Server;
 use crate::admin::telemetry::Metrics;
 use crate::clock::Clock;
 use crate::config::{ClusterConfig, Config, Driver, KeySource};
-use crate::drivers::embedded::client::{DriverOptions, EmbeddedDriver};
+use crate::drivers::embedded::client::{self, DriverOptions, EmbeddedDriver};
 use crate::drivers::embedded::launch::Launch;
-use crate::protocol::link::Link;
+use crate::drivers::embedded::wire::AdminCall;
+use crate::protocol::link::{Inbound, Link};
 use crate::protocol::quic::{QuicConfig, QuicNode};
 use crate::protocol::trust::{Identity, Leaf, RegionCa, TrustStore, keep_renewed};
 use crate::store::{Opened, Store, StoreKey, StoreOptions, load_keys};
@@ -53,8 +54,9 @@ pub async fn start(
         metrics: Arc::new(move || metrics.render()),
     };
     let keepers = keepers(dir, config);
-    let connect = |ctx: &Arc<Context>, receiver: Arc<Receiver>| {
-        let quic = links(dir, config, ctx, receiver, seed, &stop)?;
+    make_hosts_well(dir, keepers.keys()).await;
+    let connect = |ctx: &Arc<Context>, inbound: Arc<dyn Inbound>| {
+        let quic = links(dir, config, ctx, inbound, seed, &stop)?;
         let all: Vec<Arc<dyn Link>> = config.peers.iter().map(|peer| quic.link(&peer.region)).collect();
         Ok((quic, all))
     };
@@ -96,7 +98,7 @@ fn links(
     dir: &Path,
     config: &Config,
     ctx: &Arc<Context>,
-    receiver: Arc<Receiver>,
+    inbound: Arc<dyn Inbound>,
     seed: u64,
     stop: &CancellationToken,
 ) -> Result<QuicNode, NodeError> {
@@ -129,7 +131,7 @@ fn links(
         version_floor: 0,
         seed,
     };
-    Ok(QuicNode::start(quic, identity, trust, wall, receiver)?)
+    Ok(QuicNode::start(quic, identity, trust, wall, inbound)?)
 }
 
 /// Each host process with what keeps it alive.
@@ -141,6 +143,24 @@ fn keepers(dir: &Path, config: &Config) -> BTreeMap<HostName, Arc<HostKeeper>> {
         (name, HostKeeper::new(launch))
     };
     names.into_iter().map(keeper).collect()
+}
+
+/// How long a host may take to forget what was planned for it.
+const WELL_MS_MAX: Millis = Millis(1_000);
+
+/// Takes back the failures that an earlier life of this node has planned at its hosts, which outlive it. A host that is
+/// not there has none, and one that takes no plans says so.
+async fn make_hosts_well(dir: &Path, hosts: impl Iterator<Item = &HostName>) {
+    let clearing: JoinSet<()> = hosts
+        .map(|host| {
+            let directory = dir.join("hosts").join(host.as_str());
+            async move {
+                let asked = client::admin(&directory, AdminCall::ClearFaults);
+                let _ = tokio::time::timeout(WELL_MS_MAX.duration(), asked).await;
+            }
+        })
+        .collect();
+    clearing.join_all().await;
 }
 
 /// What serves a cluster: the driver to its host, and the keeper of that.

@@ -292,6 +292,8 @@ pub trait Link: Send + Sync {
     fn state(&self) -> LinkState;
     /// Whether the control connection is up, to be waited on: for instance before an outbox delivers again.
     fn connected(&self) -> watch::Receiver<bool>;
+    /// Breaks its connections, as a cut does; they are made again. A link without connections has nothing to break.
+    fn sever(&self) {}
 }
 
 /// Serves what other regions send. Each call runs in a task of its own and is given up at the request's deadline.
@@ -318,6 +320,24 @@ impl BulkOffer {
         let (give, take) = oneshot::channel();
         self.0.send(Ok(give)).map_err(|_| LinkGone)?;
         take.await.map_err(|_| LinkGone)
+    }
+    /// The same offer, whose stream is what `wrap` makes of it.
+    pub fn wrapped(self, wrap: impl FnOnce(BulkStream) -> BulkStream + Send + 'static) -> BulkOffer {
+        let (answer, answered) = oneshot::channel::<BulkAnswer>();
+        tokio::spawn(async move {
+            match answered.await {
+                Ok(Ok(give)) => {
+                    // If either end is gone, the other learns it by the end of its half.
+                    if let Ok(stream) = self.accept().await {
+                        let _ = give.send(wrap(stream));
+                    }
+                }
+                Ok(Err(refusal)) => self.refuse(refusal),
+                // Dropped unanswered: so is this one.
+                Err(_) => {}
+            }
+        });
+        BulkOffer(answer)
     }
     /// Refuses it.
     pub fn refuse(self, refusal: Refusal) {

@@ -187,6 +187,16 @@ impl FaultBackend {
         self.disk().unsynced.len()
     }
 
+    /// A process died and another goes on with the disk as it is, unsynced changes included, without faults. This handle
+    /// and its clones answer no more.
+    pub fn take_over(&self) -> FaultBackend {
+        let mut disk = self.disk();
+        let left = std::mem::take(&mut *disk);
+        disk.stopped = true;
+        let heir = Disk { durable: left.durable, cached: left.cached, unsynced: left.unsynced, ..Disk::default() };
+        FaultBackend(Arc::new(Mutex::new(heir)))
+    }
+
     /// What a process that starts now reads: the disk went on, the process did not.
     pub fn cached_image(&self) -> Vec<u8> {
         self.disk().cached.clone()

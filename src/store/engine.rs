@@ -23,6 +23,7 @@ use redb::{Database, Durability, ReadOnlyTable, ReadTransaction, ReadableDatabas
 use tokio::sync::watch;
 
 use super::backend::SharedBackend;
+use super::brake::Brake;
 use super::error::StoreError;
 use super::header;
 use super::overlay::Overlay;
@@ -30,6 +31,7 @@ use super::seal::Sealer;
 use super::tables::Area;
 use super::value::Plain;
 use crate::clock::machine_nanos;
+use crate::planted::{self, Bug};
 
 type Bytes = &'static [u8];
 
@@ -45,6 +47,7 @@ pub(super) struct Engine {
     slowest_commit_us: AtomicU64,
     /// What a commit takes lately: each new one counts for an eighth.
     commit_us: AtomicU64,
+    pub(super) brake: Brake,
 }
 
 /// A commit that takes longer is worth a line in the log.
@@ -90,6 +93,7 @@ impl Engine {
             commits: AtomicU64::new(0),
             slowest_commit_us: AtomicU64::new(0),
             commit_us: AtomicU64::new(0),
+            brake: Brake::default(),
         })
     }
 
@@ -164,6 +168,7 @@ impl Engine {
     /// Writes `changes`, which are sealed, in one durable transaction.
     pub(super) fn commit(&self, changes: &Overlay) -> Result<(), StoreError> {
         let began = machine_nanos();
+        self.brake.hold();
         self.commit_untimed(changes)?;
         self.took(machine_nanos().saturating_sub(began) / 1_000);
         Ok(())
@@ -190,7 +195,8 @@ impl Engine {
     fn write(&self, db: &Database, changes: &Overlay) -> Result<(), StoreError> {
         let failed = |e: redb::Error| StoreError::redb("writing", e);
         let mut txn = db.begin_write().map_err(|e| failed(e.into()))?;
-        txn.set_durability(Durability::Immediate).map_err(|e| failed(e.into()))?;
+        let durability = if planted::is(Bug::AckBeforeSync) { Durability::None } else { Durability::Immediate };
+        txn.set_durability(durability).map_err(|e| failed(e.into()))?;
         for (area, rows) in changes.areas() {
             let mut table = txn.open_table(area.definition()).map_err(|e| failed(e.into()))?;
             for (key, value) in rows {

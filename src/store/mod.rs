@@ -32,6 +32,7 @@
 //! `tests/store_crash.rs` tries each of these on a medium that crashes at every write and every sync.
 
 mod backend;
+mod brake;
 mod crashes;
 mod delivery;
 mod engine;
@@ -190,6 +191,7 @@ struct Inner {
 
 impl Inner {
     fn close(&self) -> Result<(), StoreError> {
+        self.engine.brake.set(Millis(0));
         self.writer.stop();
         let closed = self.engine.close();
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
@@ -267,6 +269,17 @@ impl Store {
     /// What a durable write takes lately, microseconds; 0 before the first.
     pub fn commit_us(&self) -> u64 {
         self.inner.writer.runner.engine.commit_us()
+    }
+
+    /// Commits since it was opened: as long as they are as many, every row is as it was.
+    pub fn commits(&self) -> u64 {
+        self.inner.writer.runner.engine.commits()
+    }
+
+    /// Each commit takes so much longer from now on, for tests; 0 takes that back. Without threads of its own the store
+    /// commits where it is asked to, and nothing can be held up there.
+    pub fn slow_commits(&self, delay: Millis) {
+        self.inner.engine.brake.set(delay);
     }
 
     /// Below so much free space new work is refused.

@@ -297,7 +297,7 @@ impl Writer {
                 // In a task of its own: what was asked for is done, even if the caller gives up meanwhile.
                 tokio::spawn(async move {
                     let _turn = turn.lock().await;
-                    let delay_ms = delay_ms.load(Ordering::Relaxed);
+                    let delay_ms = delay_ms.load(Ordering::Relaxed) + runner.engine.brake.delay().0;
                     tokio::time::sleep(Millis(delay_ms).duration()).await;
                     runner.run_alone(task, delay_ms * 1_000);
                 });

@@ -188,6 +188,10 @@ minted!(
     /// An API request, as it appears in errors and in the audit.
     RequestId, "req"
 );
+minted!(
+    /// A fault that a person injected: its number is that of the request that asked for it.
+    FaultId, "fault"
+);
 
 /// Names one effect at a host, so that repeating it is harmless: who asked, which attempt, which step.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -147,6 +147,22 @@ pub const IDEMPOTENCY_KEYS_MAX: usize = 10_000;
 /// Length of an idempotency key.
 pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 128;
 
+// -- chaos ------------------------------------------------------------------
+/// How long one injected fault may last unless the configuration says otherwise: a game day's exercise.
+pub const CHAOS_MS: Millis = Millis(600_000);
+/// The longest that a configuration may allow: nothing that is forgotten lasts over the next day.
+pub const CHAOS_MS_MAX: Millis = Millis(86_400_000);
+/// Faults that are active at once: more than a person can follow.
+pub const CHAOS_FAULTS_MAX: usize = 16;
+/// Faults that are over and still listed, newest first.
+pub const CHAOS_ENDED_MAX: usize = 64;
+/// The longest delay of a message: longer than any request waits, it would only be lost.
+pub const CHAOS_DELAY_MS_MAX: Millis = Millis(60_000);
+/// The longest that a commit is held up: the request that ends the fault commits, too.
+pub const CHAOS_COMMIT_MS_MAX: Millis = Millis(10_000);
+/// Length of the reason for a fault.
+pub const CHAOS_REASON_CHARS_MAX: usize = 500;
+
 const _: () = assert!(JOURNAL_ENTRY_BYTES_MAX < FRAME_BYTES_MAX);
 const _: () = assert!(JOURNAL_ENTRY_BYTES_MAX <= VALUE_BYTES_MAX);
 const _: () =
@@ -160,3 +176,4 @@ const _: () = assert!(RESTART_PAUSE_MS_MIN.0 <= RESTART_PAUSE_MS_MAX.0);
 const _: () = assert!(HEARTBEAT_MS.0 * 2 < LINK_IDLE_MS_MAX.0);
 const _: () = assert!(JOBS_RUNNING <= PEER_BULK_STREAMS_MAX as usize && JOBS_RUNNING <= JOBS_OPEN_MAX);
 const _: () = assert!(DOWNTIME_MS_MAX.0 < SWITCH_DEADLINE_MS.0 && SWITCH_DEADLINE_MS.0 <= SWITCH_DEADLINE_MS_MAX.0);
+const _: () = assert!(CHAOS_MS.0 <= CHAOS_MS_MAX.0 && CHAOS_COMMIT_MS_MAX.0 * 2 < API_DEADLINE_MS.0);

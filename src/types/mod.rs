@@ -2,6 +2,7 @@
 //! Owns: what things are called and which values are possible. Always: no I/O, no clock, no randomness.
 //! Not here: what is decided about them (`decision/`), how they are kept (`store/`).
 
+pub mod chaos;
 pub mod cluster;
 pub mod error;
 pub mod fence;
@@ -14,6 +15,7 @@ pub mod switch;
 pub mod units;
 pub mod vm;
 
+pub use chaos::*;
 pub use cluster::*;
 pub use error::*;
 pub use fence::*;

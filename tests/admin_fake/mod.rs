@@ -18,6 +18,7 @@ struct Kept {
     keys: BTreeMap<String, (u64, serde_json::Value)>,
     events: Vec<EventView>,
     audit: Vec<AuditRecord>,
+    faults: Vec<ChaosFault>,
     peers: BTreeMap<RegionName, Api>,
 }
 
@@ -558,6 +559,54 @@ impl Region for FakeRegion {
             job.reason = request.reason;
             job.status = job.state.nova_status().into();
             Ok(job.clone())
+        })
+    }
+
+    fn chaos_faults(&self) -> Answer<'_, ChaosFaults> {
+        let faults = self.kept.lock().unwrap().faults.clone();
+        let (active, ended) = faults.into_iter().partition(|fault| fault.state == FaultState::Active);
+        Box::pin(async move { Ok(ChaosFaults { allowed: true, max_ms: Some(Millis(600_000)), active, ended }) })
+    }
+
+    fn inject_fault(&self, context: RequestContext, request: InjectFault) -> Answer<'_, ChaosFault> {
+        Box::pin(async move {
+            self.admit(&context).await?;
+            if let Some(answer) = self.replayed(&context)? {
+                return Ok(answer);
+            }
+            let number = self.kept.lock().unwrap().faults.len() as u64 + 1;
+            let fault = ChaosFault {
+                id: FaultId { region: self.number, incarnation: 1, number },
+                effect: request.spec.to_string(),
+                subject: request.spec.subject(),
+                spec: request.spec,
+                state: if context.dry_run { FaultState::Planned } else { FaultState::Active },
+                duration_ms: request.duration_ms,
+                left_ms: request.duration_ms.unwrap_or_default(),
+                began_at: Some(WallMillis(1)),
+                ended_at: None,
+                ended_because: None,
+                caller: context.caller.clone(),
+                reason: request.reason,
+            };
+            if !context.dry_run {
+                self.kept.lock().unwrap().faults.push(fault.clone());
+                self.remember(&context, &fault);
+            }
+            Ok(fault)
+        })
+    }
+
+    fn stop_fault(&self, context: RequestContext, id: FaultId) -> Answer<'_, ChaosFault> {
+        Box::pin(async move {
+            self.admit(&context).await?;
+            let mut kept = self.kept.lock().unwrap();
+            let fault = kept.faults.iter_mut().find(|fault| fault.id == id).ok_or_else(|| no(&id))?;
+            if !context.dry_run {
+                fault.state = FaultState::Ended;
+                fault.ended_because = Some("ended by a test".into());
+            }
+            Ok(fault.clone())
         })
     }
 

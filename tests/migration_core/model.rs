@@ -532,6 +532,13 @@ impl Model {
                 Some(heard) => (*w, heard),
                 None => return (*w, vec![]),
             },
+            C::SeeItLookedAfter => {
+                let (record, seen) = (Some(&self.records[1]), self.sight(w, Side::Target));
+                match outcomes::of_looked_after(record, &self.to.cluster, fence, seen.as_ref()) {
+                    Some(heard) => (*w, heard),
+                    None => return (*w, vec![]),
+                }
+            }
             C::DiscardReceive => self.ask_target_host(w, HostEvent::DiscardReceive { key }, TargetEvent::HostDiscarded),
             C::AskDecision => match self.log(w).answer(attempt) {
                 DecisionAnswer::Undecided => return (*w, vec![]),

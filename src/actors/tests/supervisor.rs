@@ -304,3 +304,18 @@ async fn the_tree_shows_what_waits_and_what_hangs() {
     assert_eq!(json["children"][0]["children"][0]["oldestMs"], 2_000);
     assert_eq!(serde_json::from_value::<crate::actors::Tree>(json).expect("it is data"), tree);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_actor_that_is_crashed_on_purpose_comes_back_as_after_any_crash_also_out_of_a_hang() {
+    let stage = Stage::new(Strategy::OneForOne).await;
+    let (handle, bystander) = (stage.add("a").await, stage.add("b").await);
+    handle.cast(Class::Control, Tell::Sleep(Millis(3_600_000))).expect("it is taken");
+    assert!(stage.root.crash_child("a").await.expect("it is known"), "it runs");
+    stage.until("a", |state| matches!(state, ChildState::Restarting { .. })).await;
+    assert!(!stage.root.crash_child("a").await.expect("it is known"), "between two lives there is nothing to crash");
+    stage.until_running("a").await;
+    assert_eq!(incarnation(&handle).await, Ok(2));
+    assert_eq!(incarnation(&bystander).await, Ok(1));
+    assert_eq!(stage.root.child("a").expect("it is listed").restarts_total, 1);
+    assert!(stage.root.crash_child("c").await.is_err(), "nobody is called so");
+}

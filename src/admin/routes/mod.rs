@@ -2,6 +2,7 @@
 //! Always: a path that is not in the table does not exist; unknown paths and wrong methods get the one error shape.
 //! Not here: what the paths do (the modules below), documents (`views.rs`).
 
+mod chaos;
 mod federation;
 mod migrations;
 mod observe;
@@ -69,6 +70,9 @@ table! {
     POST "/v2/migrations/{id}/probe" => migrations::probe;
     POST "/v2/migrations/{id}/undo" => migrations::undo;
     POST "/v2/migrations/{id}/abandon" => migrations::abandon;
+    GET "/v2/chaos/faults" => chaos::list;
+    POST "/v2/chaos/faults" => chaos::inject;
+    DELETE "/v2/chaos/faults/{id}" => chaos::stop;
     GET "/v2/events" => observe::events;
     GET "/v2/operations" => observe::operations;
     GET "/v2/tree" => observe::tree;

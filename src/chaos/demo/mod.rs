@@ -21,6 +21,7 @@ use self::scenario::Demo;
 use self::stage::Stage;
 use super::federation::HarnessError;
 use super::invariants::Ledger;
+use super::plant::Plant;
 use super::process::{Run, processes_of};
 use crate::types::chain;
 
@@ -39,13 +40,6 @@ pub struct DemoOptions {
     pub keep: bool,
     /// Self-test of the judge: do what must never happen, so that the demo has to fail.
     pub plant: Option<Plant>,
-}
-
-/// A crime for the judge to find.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plant {
-    /// A second copy of the moving VM, started at another host behind its owner's back.
-    DoubleRun,
 }
 
 impl DemoOptions {
@@ -139,7 +133,7 @@ async fn story(options: DemoOptions, dir: &Path, stage: &mut Stage) -> Result<(V
 }
 
 /// The name of the signal that ended the demo.
-async fn interrupted() -> &'static str {
+pub(super) async fn interrupted() -> &'static str {
     let mut signals = [
         (SignalKind::interrupt(), "interrupted"),
         (SignalKind::terminate(), "terminated"),
@@ -159,7 +153,7 @@ async fn interrupted() -> &'static str {
     .await
 }
 
-fn nothing_left(dir: &Path, kept: bool) -> Result<(), String> {
+pub(super) fn nothing_left(dir: &Path, kept: bool) -> Result<(), String> {
     let alive = processes_of(dir);
     match alive.first() {
         Some(one) => Err(format!("{} processes, one is {} ({})", alive.len(), one.pid, one.command)),

@@ -12,15 +12,14 @@ use super::stage::Stage;
 use crate::admin::{LinkState, LinkView, Page, VmView};
 use crate::chaos::federation::{Federation, HarnessError, READY_MS_MAX, Setup};
 use crate::chaos::invariants::Ledger;
+use crate::chaos::plant;
 use crate::chaos::process::wait_for;
 use crate::chaos::relay::Impairment;
 use crate::chaos::world::World;
-use crate::drivers::embedded::client::{DriverOptions, EmbeddedDriver};
-use crate::drivers::{HostCall, HostReply, Hypervisor};
+use crate::drivers::{HostCall, HostReply};
 use crate::types::units::{GIB, MIB, human_bytes};
 use crate::types::{
-    GuestProgram, Incarnation, JobId, Millis, NamespaceName, OperationId, Place, RegionName, RegionNumber, RequestId,
-    Resources, VmId, VmName, VmSpec,
+    GuestProgram, JobId, Millis, NamespaceName, Place, RegionName, RegionNumber, Resources, VmId, VmName, VmSpec,
 };
 
 /// Region, the place of the world that it stands for, its cluster.
@@ -279,38 +278,14 @@ impl<'a> Demo<'a> {
         Ok(())
     }
 
-    /// The crime of `--plant double-run`: a copy of the traveller at another host, started behind its owner's back by
-    /// somebody who poses as a later life of that region's node.
+    /// The crime of `--plant double-run`.
     pub async fn run_twice(&mut self) -> Result<(), HarnessError> {
         let elsewhere = places().into_iter().find(|p| *p != self.at).expect("three regions");
-        let driver = EmbeddedDriver::new(DriverOptions {
-            directory: self.fed.host_dir(&elsewhere)?,
-            region: elsewhere.region.clone(),
-            lineage: Incarnation { counter: u64::MAX, nonce: 0 }.into(),
-            cluster: elsewhere.cluster.clone(),
-            capacity: CAPACITY,
-        });
-        let vm = self.traveller;
-        let spec = self.acknowledged[&vm].clone();
         let fence = self.fence_of_traveller()?.after_move(true);
-        for (number, call) in
-            [HostCall::Create { vm, spec, fence }, HostCall::Start { vm, fence }].into_iter().enumerate()
-        {
-            let operation = OperationId::of_request(
-                RequestId { region: vm.region, incarnation: 0, number: 0 },
-                &number.to_string(),
-            );
-            let what = format!("{call:?}");
-            let done = driver.call(operation, call, READY_MS_MAX).await;
-            done.map_err(|e| HarnessError::Host { place: elsewhere.clone(), call: what, source: Box::new(e) })?;
-        }
+        let spec = self.acknowledged[&self.traveller].clone();
+        plant::run_twice(&self.fed, &elsewhere, CAPACITY, self.traveller, spec, fence).await?;
         self.stage.say(elsewhere.region.as_str(), "planted: a second copy of the traveller runs here as well");
-        let before = self.ticks_on(&elsewhere)?;
-        Ok(wait_for("the second copy to tick", READY_MS_MAX, async || match self.ticks_on(&elsewhere) {
-            Ok(now) if now > before + 10 => Ok(()),
-            other => Err(format!("{other:?}")),
-        })
-        .await?)
+        Ok(())
     }
 
     /// The traveller's name.

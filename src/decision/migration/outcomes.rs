@@ -7,7 +7,7 @@ use super::TargetAnswer;
 use super::source::{Event as Source, HostView};
 use super::steps::Step;
 use super::target::Event as Target;
-use crate::types::{Fence, GuestPower, Sight, SwitchKey};
+use crate::types::{ClusterId, Fence, GuestPower, Sight, SwitchKey, VmRecord};
 
 const MEMORY_GONE: &str = "its host restarted and the guest's memory is gone";
 
@@ -162,6 +162,28 @@ pub fn cold(seen: Option<&Sight>, key: SwitchKey, fence: Fence) -> Result<Cold, 
         None => Err(Target::HostLost { why: "its disk is not at the target's host either".into() }),
         Some(seen) if seen.receiving == Some((key, true)) => Ok(Cold::ByReceipt),
         Some(_) => Ok(Cold::ByDisk),
+    }
+}
+
+/// What is seen, at the target's host, of a VM of this region whose memory was lost on its way, and which was offered
+/// with `fence`; `None`: nobody has looked after it yet.
+pub fn of_looked_after(
+    record: Option<&VmRecord>,
+    to: &ClusterId,
+    fence: Fence,
+    seen: Option<&Sight>,
+) -> Option<Target> {
+    const ELSEWHERE: Target = Target::HostRuns { tick: u64::MAX };
+    match record {
+        // Deleted, or moved on.
+        None => return Some(ELSEWHERE),
+        Some(record) if record.cluster != *to || record.fence.epoch > fence.epoch => return Some(ELSEWHERE),
+        Some(_) => {}
+    }
+    match seen.map(|seen| (seen.power, seen.fence, seen.tick)) {
+        Some((GuestPower::Running, under, tick)) if under >= fence => Some(Target::HostRuns { tick }),
+        Some((GuestPower::Stopped, under, _)) if under >= fence => Some(ELSEWHERE),
+        Some(_) | None => None,
     }
 }
 

@@ -291,8 +291,13 @@ impl KillPoint {
     /// job is in line (`queue`) before its first entry exists: before that write there is no job, only a client
     /// that repeats its request.
     pub fn all_forward() -> Vec<KillPoint> {
+        KillPoint::all().into_iter().filter(|point| point.step.row().forward).collect()
+    }
+
+    /// The same with those of the way back.
+    pub fn all() -> Vec<KillPoint> {
         let mut points = Vec::new();
-        for row in STEPS.iter().filter(|r| r.forward) {
+        for row in STEPS {
             for side in row.sides {
                 for moment in MOMENTS {
                     let effect = moment == Moment::AfterEffect;

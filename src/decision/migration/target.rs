@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::steps::Step;
 use super::{Offer, TargetAnswer, TargetRequest, Verdict};
 use crate::decision::ownership::{Decision, DecisionAnswer};
+use crate::planted::{self, Bug};
 use crate::types::{Attempt, JobId, JobState, Millis, Place, VmId, limits};
 
 /// Phase of the target's side.
@@ -47,9 +48,9 @@ pub enum Phase {
         /// The tick at which the guest was paused.
         tick: u64,
     },
-    /// An end: it runs here.
+    /// An end: it ran here, and is its owner's to look after.
     Running {
-        /// A tick under its new fence.
+        /// A tick under its new fence, or the one at which it was paused if its host died before one was seen.
         tick: u64,
     },
     /// What was received, or the memory of what started, is gone.
@@ -173,6 +174,8 @@ pub enum Command {
     StartCold,
     /// Watch it until it ticks under its new fence.
     SeeItRun,
+    /// Its memory is lost, and a person has the word: watch until it was started, stopped, deleted or moved on.
+    SeeItLookedAfter,
     /// Throw away what was received.
     DiscardReceive,
     /// Ask the source's region for the decision, again and again until it is told.
@@ -265,6 +268,9 @@ pub fn step(t: &Target, input: &Input) -> Verdict<Target> {
             Phase::Reserved | Phase::Preparing | Phase::Receiving | Phase::Lost { owned: false, sealed: false, .. } => {
                 t.advance(Phase::Discarding { expired: true })
             }
+            Phase::Ready { .. } if planted::is(Bug::CleanUpByInference) => {
+                t.advance(Phase::Discarding { expired: true })
+            }
             Phase::Sealing
             | Phase::Ready { .. }
             | Phase::Starting { .. }
@@ -337,6 +343,9 @@ fn discard(t: &Target) -> Verdict<Target> {
 
 fn told(t: &Target, answer: DecisionAnswer) -> Verdict<Target> {
     match answer {
+        DecisionAnswer::Undecided if planted::is(Bug::StartBeforeCommit) => {
+            asked(t, &TargetRequest::Start { cold: false })
+        }
         DecisionAnswer::Undecided => Verdict::Ignore("not decided yet: ask again"),
         DecisionAnswer::Decided(Decision::Transfer) => asked(t, &TargetRequest::Start { cold: false }),
         // The next attempt of the job may come and adopt what is here: only the source says that there is none.
@@ -379,10 +388,16 @@ fn from_host(t: &Target, event: &Event) -> Verdict<Target> {
         },
         Phase::Verifying { tick: paused_at } => match event {
             E::HostRuns { tick } if tick > paused_at => t.advance(Phase::Running { tick: *tick }),
-            E::HostLost { why } => lost(why, true, *paused_at),
+            // It ran here: the move is over, on both sides, and what happened since is a matter of this region alone.
+            E::HostLost { .. } => t.advance(Phase::Running { tick: *paused_at }),
             _ => Ignore(NOT_NOW),
         },
-        Phase::Lost { .. } => Ignore("it is lost already"),
+        Phase::Lost { owned: true, .. } => match event {
+            // Its owner looked after it without this job.
+            E::HostRuns { tick } => t.advance(Phase::Running { tick: *tick }),
+            _ => Ignore("it is lost already"),
+        },
+        Phase::Lost { owned: false, .. } => Ignore("it is lost already"),
         Phase::Discarding { .. } => match event {
             E::HostDiscarded => t.advance(Phase::Discarded),
             // A host that lost everything, or has a later attempt or the VM itself there, has nothing to throw away.
@@ -477,13 +492,17 @@ pub fn commands(t: &Target) -> Vec<Command> {
         Phase::Preparing => vec![Command::PrepareReceive, patience],
         Phase::Receiving => vec![patience],
         Phase::Sealing => vec![Command::SealReceive],
+        Phase::Ready { .. } if planted::is(Bug::CleanUpByInference) => {
+            vec![Command::AskDecision, Command::Patience(Millis(400))]
+        }
         Phase::Ready { .. } => vec![Command::AskDecision],
         Phase::Starting { cold: false, .. } => vec![Command::Activate],
         Phase::Starting { cold: true, .. } => vec![Command::StartCold],
         Phase::Verifying { .. } => vec![Command::SeeItRun],
         Phase::Lost { owned: false, sealed: false, .. } => vec![patience],
         Phase::Lost { owned: false, sealed: true, .. } => vec![Command::AskDecision],
-        Phase::Lost { owned: true, .. } | Phase::Running { .. } | Phase::Discarded => vec![],
+        Phase::Lost { owned: true, .. } => vec![Command::SeeItLookedAfter],
+        Phase::Running { .. } | Phase::Discarded => vec![],
         Phase::Discarding { .. } => vec![Command::DiscardReceive],
     }
 }

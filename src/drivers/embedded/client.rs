@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 
+use super::faults::{CallKind, Fault};
 use super::process::dial;
 use super::wire::{self, AdminCall, ClusterOffer, HOST_PROTOCOL, Hello, Purpose, Request, Response, WireError};
 use crate::drivers::{BoxFuture, Channel, Duplex, End, HostCall, HostError, HostReply, Hypervisor, SwitchKey};
@@ -243,6 +244,15 @@ impl Hypervisor for EmbeddedDriver {
         Box::pin(async move {
             let stream = self.open_now(key, channel, end).await?;
             Ok(Box::new(stream) as Box<dyn Duplex>)
+        })
+    }
+
+    fn plan_fault(&self, kind: CallKind, fault: Fault, times: u32) -> BoxFuture<'_, Result<(), HostError>> {
+        Box::pin(async move {
+            match admin(&self.options.directory, AdminCall::PlanFault { kind, fault, times }).await {
+                Ok(answer) => answer.map(drop),
+                Err(error) => Err(HostError::Unknown { why: error.to_string() }),
+            }
         })
     }
 }

@@ -2,13 +2,12 @@
 //! Always: block 0 is the guest's superblock; version 0 means never written, zeros, and is never sent.
 //! Safety of bytes: a write outlives the process at once and the machine only after [`Disk::sync`].
 
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::types::limits::DISK_BLOCK_BYTES;
 
+use super::media::{Media, Raw};
 use super::memory::next_version;
 use super::program::{DamagedSuperblock, SUPERBLOCK_BYTES, Superblock};
 
@@ -49,7 +48,7 @@ pub enum DiskError {
 #[derive(Debug)]
 pub struct Disk {
     path: PathBuf,
-    file: File,
+    file: Raw,
     blocks: u64,
     versions: Vec<u32>,
     windows: Vec<u32>,
@@ -63,34 +62,37 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DiskErr
 impl Disk {
     /// Makes an empty disk of so many blocks, replacing what an unfinished creation left there.
     pub fn create(path: &Path, blocks: u64) -> Result<Disk, DiskError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(failed("creating", path))?;
+        Disk::create_on(&Media::Files, path, blocks)
+    }
+
+    /// As [`Disk::create`], on any medium.
+    pub fn create_on(media: &Media, path: &Path, blocks: u64) -> Result<Disk, DiskError> {
+        let file = media.create(path).map_err(failed("creating", path))?;
         file.set_len(blocks.saturating_mul(BLOCK)).map_err(failed("sizing", path))?;
         Ok(Disk::over(path, file, blocks))
     }
 
     /// Makes the disk of a new VM. A file from which a guest booted is left alone: that the record of it is gone is no
     /// proof that nobody needs it (law 7.3). One that was only begun is made anew.
-    pub fn create_new(path: &Path, blocks: u64) -> Result<Disk, DiskError> {
-        if path.exists() && Disk::open(path, blocks)?.superblock()?.is_some() {
+    pub fn create_new_on(media: &Media, path: &Path, blocks: u64) -> Result<Disk, DiskError> {
+        if media.exists(path) && Disk::open_on(media, path, blocks)?.superblock()?.is_some() {
             return Err(DiskError::Occupied { path: path.to_owned() });
         }
-        Disk::create(path, blocks)
+        Disk::create_on(media, path, blocks)
     }
 
     /// Opens a disk that was made before. All versions are 0 until [`Disk::assume_written`].
     pub fn open(path: &Path, blocks: u64) -> Result<Disk, DiskError> {
-        let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed("opening", path))?;
+        Disk::open_on(&Media::Files, path, blocks)
+    }
+
+    /// As [`Disk::open`], on any medium.
+    pub fn open_on(media: &Media, path: &Path, blocks: u64) -> Result<Disk, DiskError> {
+        let file = media.open(path).map_err(failed("opening", path))?;
         Ok(Disk::over(path, file, blocks))
     }
 
-    fn over(path: &Path, file: File, blocks: u64) -> Disk {
+    fn over(path: &Path, file: Raw, blocks: u64) -> Disk {
         Disk { path: path.to_owned(), file, blocks, versions: Vec::new(), windows: Vec::new(), written: 0 }
     }
 
@@ -197,16 +199,20 @@ impl Disk {
 
     /// Makes every write so far outlive the machine.
     pub fn sync(&self) -> Result<(), DiskError> {
-        self.file.sync_all().map_err(failed("syncing", &self.path))
+        self.file.sync().map_err(failed("syncing", &self.path))
     }
 
     /// A second handle, so that a sync needs no lock.
-    pub fn handle(&self) -> Result<File, DiskError> {
+    pub fn handle(&self) -> Result<Raw, DiskError> {
         self.file.try_clone().map_err(failed("opening", &self.path))
     }
 
     /// Copies it, holes kept where the file system can.
     pub fn copy_to(&self, target: &Path) -> Result<(), DiskError> {
-        std::fs::copy(&self.path, target).map(drop).map_err(failed("copying", &self.path))
+        let copied = match &self.file {
+            Raw::File(_) => std::fs::copy(&self.path, target).map(drop),
+            Raw::Simulated(_) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        copied.map_err(failed("copying", &self.path))
     }
 }

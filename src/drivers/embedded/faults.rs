@@ -39,6 +39,73 @@ pub enum CallKind {
 }
 
 impl CallKind {
+    /// All kinds.
+    pub const ALL: [CallKind; 22] = [
+        CallKind::Capabilities,
+        CallKind::Inventory,
+        CallKind::Get,
+        CallKind::Create,
+        CallKind::Start,
+        CallKind::Stop,
+        CallKind::Delete,
+        CallKind::Snapshot,
+        CallKind::DirtyRate,
+        CallKind::PrepareReceive,
+        CallKind::SealReceive,
+        CallKind::Activate,
+        CallKind::DiscardReceive,
+        CallKind::Send,
+        CallKind::Progress,
+        CallKind::StopSending,
+        CallKind::PauseForSwitch,
+        CallKind::CancelPause,
+        CallKind::Hold,
+        CallKind::ReleaseHold,
+        CallKind::Retire,
+        CallKind::Purge,
+    ];
+
+    /// As it is written in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            CallKind::Capabilities => "capabilities",
+            CallKind::Inventory => "inventory",
+            CallKind::Get => "get",
+            CallKind::Create => "create",
+            CallKind::Start => "start",
+            CallKind::Stop => "stop",
+            CallKind::Delete => "delete",
+            CallKind::Snapshot => "snapshot",
+            CallKind::DirtyRate => "dirtyRate",
+            CallKind::PrepareReceive => "prepareReceive",
+            CallKind::SealReceive => "sealReceive",
+            CallKind::Activate => "activate",
+            CallKind::DiscardReceive => "discardReceive",
+            CallKind::Send => "send",
+            CallKind::Progress => "progress",
+            CallKind::StopSending => "stopSending",
+            CallKind::PauseForSwitch => "pauseForSwitch",
+            CallKind::CancelPause => "cancelPause",
+            CallKind::Hold => "hold",
+            CallKind::ReleaseHold => "releaseHold",
+            CallKind::Retire => "retire",
+            CallKind::Purge => "purge",
+        }
+    }
+
+    /// Whether it changes nothing about a guest.
+    pub const fn only_looks(self) -> bool {
+        matches!(
+            self,
+            CallKind::Capabilities
+                | CallKind::Inventory
+                | CallKind::Get
+                | CallKind::Snapshot
+                | CallKind::DirtyRate
+                | CallKind::Progress
+        )
+    }
+
     /// The kind of `call`.
     pub fn of(call: &HostCall) -> CallKind {
         match call {

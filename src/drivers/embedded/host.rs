@@ -8,21 +8,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use super::faults::{CallKind, Fault, Faults};
+use super::life::Life;
+use super::media::Media;
 use super::rules::{Effect, Event, Power, Refusal, Rules};
-use super::scheduler::Scheduler;
+use super::scheduler::{GuestCell, Scheduler};
 use super::slot::{Details, Slot};
 use super::snapshot;
 use super::state::{State, StateError};
-use super::transfer::{serve_source, serve_target};
+use super::transfer::OpenChannel;
 use super::wire::ClusterOffer;
 use crate::clock::Clock;
 use crate::drivers::{
     Channel, DirtyRate, End, HostCall, HostCapabilities, HostError, HostReply, SwitchKey, TransferProgress,
 };
+use crate::planted::{self, Bug};
 use crate::types::limits::REQUEST_MS;
 use crate::types::{
     ClusterId, HostName, Incarnation, IncarnationVerdict, Lineage, Millis, OperationId, RegionName, Resources, VmId,
@@ -100,6 +102,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whether a later incarnation of the region's store has spoken up.
+    pub fn is_superseded(&self) -> bool {
+        *self.latest.borrow() != self.incarnation
+    }
+
     /// Returns when a later incarnation of the region's store has spoken up.
     pub async fn superseded(&mut self) {
         let mine = self.incarnation;
@@ -127,15 +134,27 @@ struct Operations {
     order: VecDeque<Remembered>,
 }
 
+/// What a host is opened from.
+#[derive(Clone)]
+pub struct Ground {
+    /// Its name.
+    pub name: HostName,
+    /// Where its files lie.
+    pub directory: PathBuf,
+    /// On which medium.
+    pub media: Media,
+    /// The life that everything it does is done in.
+    pub life: Life,
+    /// Faults to come.
+    pub faults: Arc<Faults>,
+}
+
 /// A host.
 pub struct Host {
-    name: HostName,
-    directory: PathBuf,
+    ground: Ground,
     clock: Clock,
     state: State,
     scheduler: Scheduler,
-    /// Faults to come; only an admin session of a host that allows them plans any.
-    pub faults: Faults,
     slots: Mutex<BTreeMap<(ClusterId, VmId), Arc<Slot>>>,
     clusters: Mutex<BTreeMap<ClusterId, Cluster>>,
     regions: Mutex<BTreeMap<RegionName, Region>>,
@@ -156,12 +175,19 @@ fn resources(spec: &VmSpec) -> Resources {
 impl Host {
     /// Opens the host in `directory`, made if it is not there; what its earlier life left is made true to the rules.
     pub async fn open(name: HostName, directory: &Path) -> Result<Arc<Host>, HostOpenError> {
+        let (directory, media) = (directory.to_owned(), Media::Files);
+        Host::open_on(Ground { name, directory, media, life: Life::default(), faults: Arc::default() }).await
+    }
+
+    /// As [`Host::open`], on any ground.
+    pub async fn open_on(ground: Ground) -> Result<Arc<Host>, HostOpenError> {
+        let Ground { directory, media, .. } = &ground;
         for path in [directory.to_owned(), directory.join("disks"), directory.join("console")] {
-            make_directory(&path).map_err(|source| HostOpenError::Directory { path, source })?;
+            media.make_directory(&path).map_err(|source| HostOpenError::Directory { path, source })?;
         }
         let clock = Clock::start();
-        let path = directory.join("state.redb");
-        let opened = tokio::task::spawn_blocking(move || State::open(&path)).await;
+        let (path, on) = (directory.join("state.redb"), media.clone());
+        let opened = media.blocking(move || State::open(&on, &path)).await;
         let (state, rows) = opened.map_err(|_| StateError::Panicked)??;
         let (mut slots, mut clusters, mut regions) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (key, row) in rows {
@@ -179,12 +205,10 @@ impl Host {
             }
         }
         let host = Arc::new(Host {
-            name,
-            directory: directory.to_owned(),
-            clock: clock.clone(),
+            scheduler: Scheduler::start_in(&ground.life, clock.clone()),
+            ground,
+            clock,
             state,
-            scheduler: Scheduler::start(clock),
-            faults: Faults::default(),
             slots: Mutex::new(slots),
             clusters: Mutex::new(clusters),
             regions: Mutex::new(regions),
@@ -222,15 +246,15 @@ impl Host {
                 cluster.used.insert(slot.vm, resources(&spec));
             }
         }
-        let disks = self.directory.join("disks");
-        let entries = std::fs::read_dir(&disks).map_err(|source| HostOpenError::Directory { path: disks, source })?;
-        for path in entries.flatten().map(|entry| entry.path()) {
+        let disks = self.directory().join("disks");
+        let files = self.media().list(&disks).map_err(|source| HostOpenError::Directory { path: disks, source })?;
+        for path in files {
             match slots.iter().find_map(|slot| slot.keeps(self, &path)) {
                 Some(true) => {}
                 // An effect that a kill cut off: its record says that the file is not needed.
                 Some(false) => {
                     tracing::info!(path = %path.display(), "removing a disk that its VM does not name any more");
-                    let _ = std::fs::remove_file(&path);
+                    let _ = self.media().remove(&path);
                 }
                 // Nothing is deleted by inference (law 7.3): perhaps the state was lost, not the VM.
                 None => tracing::warn!(path = %path.display(), "a disk of no known VM; it is left alone"),
@@ -241,11 +265,23 @@ impl Host {
 
     /// Its name.
     pub fn name(&self) -> &HostName {
-        &self.name
+        &self.ground.name
     }
     /// Its directory.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.ground.directory
+    }
+    /// What its directory lies on.
+    pub fn media(&self) -> &Media {
+        &self.ground.media
+    }
+    /// The life that everything it does is done in.
+    pub fn life(&self) -> &Life {
+        &self.ground.life
+    }
+    /// Faults to come; only an admin session of a host that allows them plans any.
+    pub fn faults(&self) -> &Faults {
+        &self.ground.faults
     }
     /// Its clock.
     pub fn clock(&self) -> Clock {
@@ -254,10 +290,6 @@ impl Host {
     /// What ticks its guests.
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler
-    }
-    /// A random number.
-    pub fn random(&self) -> u64 {
-        getrandom::u64().unwrap_or_else(|_| fastrand::u64(..))
     }
 
     /// Lets a node speak for `region` with these clusters, if its store is not stale.
@@ -270,7 +302,9 @@ impl Host {
         let incarnation = lineage.now;
         let _one = self.greeting.lock().await;
         let known = locked(&self.regions).get(region).map(|known| *known.latest.borrow());
-        if let (IncarnationVerdict::Stale, Some(known)) = (lineage.judge(known), known) {
+        if let (IncarnationVerdict::Stale, Some(known)) = (lineage.judge(known), known)
+            && !planted::is(Bug::NoFence)
+        {
             return Err(HostError::StaleIncarnation { known, presented: incarnation });
         }
         // What an earlier incarnation began is over before this one sees anything, and begins nothing more.
@@ -327,6 +361,16 @@ impl Host {
         }
     }
 
+    /// The rules of a VM as they are now, for judges and tests.
+    pub fn rules(&self, cluster: &ClusterId, vm: VmId) -> Option<Rules> {
+        self.find(cluster, vm).map(|slot| slot.now().rules.clone())
+    }
+
+    /// A guest that has memory here, for judges and tests.
+    pub fn guest(&self, cluster: &ClusterId, vm: VmId) -> Option<Arc<GuestCell>> {
+        self.find(cluster, vm)?.now().cell.clone()
+    }
+
     /// Performs a call that changes nothing, without a session: for people, judges and tests.
     pub async fn observe(self: &Arc<Host>, cluster: &ClusterId, call: HostCall) -> Result<HostReply, HostError> {
         match call {
@@ -350,8 +394,13 @@ impl Host {
     ) -> Result<HostReply, HostError> {
         self.check(session, cluster)?;
         let (host, session, cluster) = (Arc::clone(self), session.clone(), cluster.clone());
-        let task = tokio::spawn(async move { host.call_with_faults(&session, &cluster, operation, call).await });
-        task.await.unwrap_or_else(|panic| Err(HostError::Unknown { why: format!("the call panicked: {panic}") }))
+        let life = self.life();
+        let task = life.spawn(async move { host.call_with_faults(&session, &cluster, operation, call).await });
+        match task.await {
+            Ok(Some(outcome)) => outcome,
+            Ok(None) => Err(HostError::Unknown { why: "the host died before it answered".into() }),
+            Err(panic) => Err(HostError::Unknown { why: format!("the call panicked: {panic}") }),
+        }
     }
 
     async fn call_with_faults(
@@ -361,7 +410,7 @@ impl Host {
         operation: OperationId,
         call: HostCall,
     ) -> Result<HostReply, HostError> {
-        let fault = self.faults.strike(CallKind::of(&call));
+        let fault = self.faults().strike(CallKind::of(&call));
         match fault {
             Some(Fault::Slow(late)) => tokio::time::sleep(late.duration()).await,
             Some(Fault::Refuses) => return Err(HostError::Refused { why: "planned fault".into() }),
@@ -451,6 +500,9 @@ impl Host {
                 let cell = found(vm)?.now().cell.clone();
                 let cell = cell.ok_or(HostError::Refused { why: format!("{vm} does not run") })?;
                 let work = move || snapshot::write(&cell.lock().guest, vm, &directory);
+                let Media::Files = self.media() else {
+                    return Err(HostError::Unsupported { what: "snapshots of simulated guests".into() });
+                };
                 let written = tokio::task::spawn_blocking(work).await;
                 let failed = |why: String| HostError::Failed { why };
                 written.map_err(|e| failed(e.to_string()))?.map(HostReply::Snapshot).map_err(|e| failed(e.to_string()))
@@ -567,19 +619,21 @@ impl Host {
         }
     }
 
-    /// Ends all guests as SIGKILL would: nothing is written down.
+    /// Ends everything it does as SIGKILL would: nothing is written down.
     pub fn crash(&self) {
+        self.life().end();
         for slot in locked(&self.slots).values() {
             slot.crash();
         }
     }
 
     /// Shuts all guests down in good order; nothing ticks when this returns.
-    pub async fn shut_down(&self) {
+    pub async fn shut_down(self: &Arc<Host>) {
         let slots: Vec<Arc<Slot>> = locked(&self.slots).values().cloned().collect();
         let mut all = tokio::task::JoinSet::new();
         for slot in slots {
-            all.spawn(async move { slot.shut_down().await });
+            let host = Arc::clone(self);
+            all.spawn(async move { slot.shut_down(&host).await });
         }
         all.join_all().await;
     }
@@ -601,34 +655,6 @@ pub fn refused(vm: VmId, refusal: Refusal) -> HostError {
 
 fn encode_key(cluster: &ClusterId, vm: VmId) -> Vec<u8> {
     postcard::to_stdvec(&Key::Vm(cluster.clone(), vm)).expect("keys always encode")
-}
-
-/// Makes a directory that only its owner may enter.
-pub fn make_directory(path: &Path) -> std::io::Result<()> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
-}
-
-/// An end of a transfer that may be served.
-pub enum OpenChannel {
-    /// This host sends.
-    Source(Arc<super::transfer::Offer>),
-    /// This host receives.
-    Target(Arc<super::transfer::Receipt>, SwitchKey),
-}
-
-impl OpenChannel {
-    /// Serves it until it is cut.
-    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
-        self,
-        stream: S,
-    ) -> Result<(), super::transfer::TransferError> {
-        match self {
-            OpenChannel::Source(offer) => serve_source(offer, stream).await,
-            OpenChannel::Target(receipt, key) => serve_target(receipt, key, stream).await,
-        }
-    }
 }
 
 impl Slot {

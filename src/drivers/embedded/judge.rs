@@ -1,11 +1,13 @@
 //! The judge: recomputes what a guest's memory and disk must hold and compares it with snapshot files.
 //! Owns: the answer to "is every byte right?", from (program, boot, boot tick, tick) alone; these come from the witness.
-//! Always: no code of the guest's storage and no checksum made by anybody else is used, only the meaning of the program.
+//! Always: no checksum made by anybody else is used, and of files no code of the guest's storage either: only the meaning
+//! of the program.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use super::guest::{Guest, Registers};
 use super::program::{Medium, Plan, SUPERBLOCK_BYTES, Superblock, fill};
 use crate::types::limits::{DISK_BLOCK_BYTES, PAGE_BYTES};
 
@@ -118,25 +120,49 @@ fn compare(medium: Medium, index: u64, tick: Option<u64>, must: &[u8], is: &[u8]
     }
 }
 
+fn last_page_writes(plan: &Plan, moment: Moment) -> Vec<u64> {
+    let until = |tick| plan.page_writes_until(tick);
+    last_writes(plan.resident_pages, moment.boot_tick, moment.tick, until, |k| plan.page_of_write(k), 0)
+}
+
+fn last_block_writes(plan: &Plan, tick: u64) -> Vec<u64> {
+    let until = |tick| plan.block_writes_until(tick);
+    last_writes(plan.resident_blocks, 0, tick, until, |k| plan.block_of_write(k), 1)
+}
+
+/// What a page must hold, and when it was written.
+fn page_must(plan: &Plan, last: &[u64], page: u64, must: &mut [u8]) -> Option<u64> {
+    let tick = usize::try_from(page).ok().and_then(|at| last.get(at)).copied();
+    match tick {
+        Some(tick) => fill(plan.seed, Medium::Memory, page, tick, must),
+        None => must.fill(0),
+    }
+    tick
+}
+
+/// What a block must hold, and when it was written.
+fn block_must(plan: &Plan, last: &[u64], superblock: Superblock, block: u64, must: &mut [u8]) -> Option<u64> {
+    let Some(at) = block.checked_sub(1) else {
+        must.fill(0);
+        must[..SUPERBLOCK_BYTES].copy_from_slice(&superblock.encode());
+        return Some(superblock.written_tick);
+    };
+    let tick = usize::try_from(at).ok().and_then(|at| last.get(at)).copied();
+    match tick {
+        Some(tick) => fill(plan.seed, Medium::Disk, block, tick, must),
+        None => must.fill(0),
+    }
+    tick
+}
+
 /// Compares the memory in `path` with what the program makes of it.
 pub fn judge_memory(plan: &Plan, moment: Moment, path: &Path) -> Result<u64, JudgeError> {
-    let last = last_writes(
-        plan.resident_pages,
-        moment.boot_tick,
-        moment.tick,
-        |tick| plan.page_writes_until(tick),
-        |k| plan.page_of_write(k),
-        0,
-    );
+    let last = last_page_writes(plan, moment);
     let mut reader = Reader::open(path)?;
     let (mut must, mut is) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
     let mut page = 0;
     while reader.next(&mut is)? {
-        let tick = usize::try_from(page).ok().and_then(|at| last.get(at)).copied();
-        match tick {
-            Some(tick) => fill(plan.seed, Medium::Memory, page, tick, &mut must),
-            None => must.fill(0),
-        }
+        let tick = page_must(plan, &last, page, &mut must);
         compare(Medium::Memory, page, tick, &must, &is)?;
         page += 1;
     }
@@ -148,27 +174,12 @@ pub fn judge_memory(plan: &Plan, moment: Moment, path: &Path) -> Result<u64, Jud
 
 /// Compares the disk in `path` with what the program makes of it; `superblock` is what its first block must hold.
 pub fn judge_disk(plan: &Plan, tick: u64, superblock: Superblock, path: &Path) -> Result<u64, JudgeError> {
-    let last =
-        last_writes(plan.resident_blocks, 0, tick, |tick| plan.block_writes_until(tick), |k| plan.block_of_write(k), 1);
+    let last = last_block_writes(plan, tick);
     let mut reader = Reader::open(path)?;
     let (mut must, mut is) = (vec![0; DISK_BLOCK_BYTES], vec![0; DISK_BLOCK_BYTES]);
     let mut block = 0;
     while reader.next(&mut is)? {
-        let tick = match block {
-            0 => {
-                must.fill(0);
-                must[..SUPERBLOCK_BYTES].copy_from_slice(&superblock.encode());
-                Some(superblock.written_tick)
-            }
-            _ => {
-                let tick = usize::try_from(block - 1).ok().and_then(|at| last.get(at)).copied();
-                match tick {
-                    Some(tick) => fill(plan.seed, Medium::Disk, block, tick, &mut must),
-                    None => must.fill(0),
-                }
-                tick
-            }
-        };
+        let tick = block_must(plan, &last, superblock, block, &mut must);
         compare(Medium::Disk, block, tick, &must, &is)?;
         block += 1;
     }
@@ -182,4 +193,29 @@ pub fn judge_disk(plan: &Plan, tick: u64, superblock: Superblock, path: &Path) -
 pub fn judge(plan: &Plan, moment: Moment, memory: &Path, disk: &Path) -> Result<Verdict, JudgeError> {
     let superblock = Superblock::of_running(moment.boot, moment.boot_tick, moment.tick);
     Ok(Verdict { pages: judge_memory(plan, moment, memory)?, blocks: judge_disk(plan, moment.tick, superblock, disk)? })
+}
+
+/// Judges a guest as it stands, without files: what the program fills is right, and nothing else was ever written.
+/// Its bytes are read through its own storage, which a snapshot need not trust; for simulated hosts there is none.
+pub fn judge_guest(guest: &Guest) -> Result<Verdict, JudgeError> {
+    let (plan, Registers { boot, boot_tick, tick, .. }) = (guest.plan(), guest.registers());
+    let moment = Moment { boot, boot_tick, tick };
+    let superblock = Superblock::of_running(boot, boot_tick, tick);
+    let last = last_page_writes(plan, moment);
+    let (mut must, zeros) = ([0; PAGE_BYTES], [0; PAGE_BYTES]);
+    let pages = plan.resident_pages.max(guest.memory().resident_pages());
+    for page in 0..pages {
+        let tick = page_must(plan, &last, page, &mut must);
+        compare(Medium::Memory, page, tick, &must, guest.memory().pages(page, 1).unwrap_or(&zeros))?;
+    }
+    let last = last_block_writes(plan, tick);
+    let (mut must, mut is) = (vec![0; DISK_BLOCK_BYTES], vec![0; DISK_BLOCK_BYTES]);
+    let blocks = (1 + plan.resident_blocks).max(guest.disk().versions().len() as u64);
+    for block in 0..blocks {
+        let tick = block_must(plan, &last, superblock, block, &mut must);
+        let path = guest.disk().path().to_owned();
+        guest.disk().read(block, &mut is).map_err(|e| JudgeError::Io { path, source: io::Error::other(e) })?;
+        compare(Medium::Disk, block, tick, &must, &is)?;
+    }
+    Ok(Verdict { pages, blocks })
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::client::admin;
-use super::host::make_directory;
+use super::media::make_directory;
 use super::process::{ProcessId, holder};
 use super::wire::AdminCall;
 use crate::clock::Clock;

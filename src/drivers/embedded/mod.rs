@@ -9,7 +9,10 @@
 //!                                                                     ├─ guest.rs      program.rs memory.rs disk.rs
 //!                                                                     ├─ scheduler.rs  ticks all guests
 //!                                                                     ├─ transfer/     blocks from host to host
-//!                                                                     └─ state.rs      what outlives the process
+//!                                                                     ├─ state.rs      what outlives the process
+//!                                                                     └─ media.rs      files, real or simulated
+//! local.rs drives a host in this process; sim.rs gives it a simulated machine (simulated.rs), whose processes die and
+//! are held still (life.rs), for nodes that die as well (port.rs).
 //! judge.rs and witness.rs look at files alone and are used by demo, tests and benches, never by the runtime.
 //! ```
 
@@ -21,12 +24,17 @@ pub mod guest;
 pub mod host;
 pub mod judge;
 pub mod launch;
+pub mod life;
 pub mod local;
+pub mod media;
 pub mod memory;
+pub mod port;
 pub mod process;
 pub mod program;
 pub mod rules;
 pub mod scheduler;
+pub mod sim;
+pub mod simulated;
 pub mod slot;
 pub mod snapshot;
 pub mod state;

@@ -25,7 +25,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::host::{Host, HostOpenError, Session, make_directory};
+use super::host::{Host, HostOpenError, Session};
+use super::media::make_directory;
 use super::wire::{self, AdminCall, HOST_PROTOCOL, Hello, Purpose, Request, Response, Welcome};
 use crate::drivers::HostError;
 use crate::types::limits::{REQUEST_MS, STOP_MS_MAX};
@@ -381,8 +382,8 @@ fn admin(server: &Server, call: AdminCall) -> Answer {
         AdminCall::PlanFault { .. } | AdminCall::ClearFaults if !server.options.allow_faults => {
             return Err(forbidden());
         }
-        AdminCall::PlanFault { kind, fault, times } => server.host.faults.plan(kind, fault, times),
-        AdminCall::ClearFaults => server.host.faults.clear(),
+        AdminCall::PlanFault { kind, fault, times } => server.host.faults().plan(kind, fault, times),
+        AdminCall::ClearFaults => server.host.faults().clear(),
     }
     welcome(server)
 }

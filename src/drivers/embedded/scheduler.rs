@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::console::Console;
 use super::guest::{Guest, Registers};
+use super::life::Life;
 use crate::clock::Clock;
 use crate::types::{Fence, Millis, Tick, VmId};
 
@@ -115,15 +116,23 @@ impl GuestCell {
 
     /// Runs on under a newer fence.
     pub fn refence(&self, fence: Fence) {
-        self.lock().fence = fence;
+        let mut inner = self.lock();
+        if inner.fence != fence {
+            inner.fence = fence;
+            inner.console.refence(fence, inner.guest.registers().tick);
+        }
     }
 
     fn set(&self, motion: Motion) {
         let mut inner = self.lock();
-        if inner.motion != Motion::Ended {
-            inner.motion = motion;
-            inner.turn += 1;
+        if inner.motion == Motion::Ended {
+            return;
         }
+        if inner.motion == Motion::Running && motion != Motion::Running {
+            inner.console.stands(inner.guest.registers().tick);
+        }
+        inner.motion = motion;
+        inner.turn += 1;
     }
 }
 
@@ -166,11 +175,16 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// Starts the task on the current runtime.
+    /// Starts the task on the current runtime, in a life that nobody ends.
     pub fn start(clock: Clock) -> Scheduler {
+        Scheduler::start_in(&Life::default(), clock)
+    }
+
+    /// Starts the task on the current runtime, in `life`.
+    pub fn start_in(life: &Life, clock: Clock) -> Scheduler {
         let shared = Arc::new(Shared { clock, heap: Mutex::default(), wake: Notify::new() });
         let stop = CancellationToken::new();
-        tokio::spawn(stop.clone().run_until_cancelled_owned(run(Arc::clone(&shared))));
+        life.spawn(stop.clone().run_until_cancelled_owned(run(Arc::clone(&shared))));
         Scheduler { shared, stop }
     }
 
@@ -182,6 +196,7 @@ impl Scheduler {
         }
         inner.motion = Motion::Running;
         inner.turn += 1;
+        inner.console.runs(inner.fence, inner.guest.registers().tick);
         let due = self.shared.clock.now().plus(Millis(inner.guest.plan().tick_ms));
         let entry = Entry { at: due, due, turn: inner.turn, cell: Arc::downgrade(cell) };
         drop(inner);
@@ -229,8 +244,9 @@ async fn run(shared: Arc<Shared>) {
         let now = shared.clock.now();
         match shared.pop_due(now) {
             Ok(entry) => {
+                // Not by `push`: this task needs no waking, it looks at the heap next.
                 if let Some(next) = visit(entry, now) {
-                    shared.push(next);
+                    shared.heap().push(Reverse(next));
                 }
                 in_turn += 1;
                 if in_turn >= TICKS_PER_TURN {
@@ -240,11 +256,14 @@ async fn run(shared: Arc<Shared>) {
             }
             Err(due) => {
                 in_turn = 0;
-                let wait = due.map_or(Millis(3_600_000), |due| due.since(now));
+                let Some(due) = due else {
+                    shared.wake.notified().await;
+                    continue;
+                };
                 tokio::select! {
                     biased;
                     () = shared.wake.notified() => {}
-                    () = tokio::time::sleep(wait.duration()) => {}
+                    () = tokio::time::sleep(due.since(now).duration()) => {}
                 }
             }
         }

@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::task::AbortHandle;
 
-use super::console::Console;
 use super::disk::Disk;
 use super::guest::Guest;
 use super::host::{Host, refused};
+use super::media::Media;
 use super::program::Plan;
 use super::rules::{Effect, Event, Power, Rules, Stage};
 use super::scheduler::GuestCell;
@@ -70,12 +70,12 @@ fn failed(error: impl std::error::Error) -> HostError {
 }
 
 /// Runs what blocks on a disk where it may block.
-async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, HostError>
+async fn blocking<T, E>(media: &Media, work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T, HostError>
 where
     T: Send + 'static,
     E: std::error::Error + Send + 'static,
 {
-    match tokio::task::spawn_blocking(work).await {
+    match media.blocking(work).await {
         Ok(result) => result.map_err(failed),
         Err(panic) => Err(HostError::Failed { why: format!("the work panicked: {panic}") }),
     }
@@ -191,22 +191,24 @@ impl Slot {
         match effect {
             Effect::Persist => {}
             Effect::MakeDisk => {
-                let (path, plan) = (self.disk_path(host), self.plan(details)?);
-                drop(blocking(move || Disk::create_new(&path, plan.blocks)).await?);
+                let (media, path, plan) = (host.media().clone(), self.disk_path(host), self.plan(details)?);
+                drop(blocking(host.media(), move || Disk::create_new_on(&media, &path, plan.blocks)).await?);
             }
-            Effect::DeleteDisk => self.delete_file(self.disk_path(host)).await?,
-            Effect::PurgeDisk { fence } => self.delete_file(self.retired_path(host, fence)).await?,
+            Effect::DeleteDisk => self.delete_file(host, self.disk_path(host)).await?,
+            Effect::PurgeDisk { fence } => self.delete_file(host, self.retired_path(host, fence)).await?,
             Effect::RetireDisk { fence } => self.retire_disk(host, fence).await?,
             Effect::Boot | Effect::BootReceipt => {
                 let receipt = self.now().receipt.take();
                 if let Some(receipt) = receipt {
                     receipt.close();
                 }
-                let (path, plan) = (self.disk_path(host), self.plan(details)?);
-                let lineage = host.random();
-                let guest =
-                    blocking(move || Disk::open(&path, plan.blocks).and_then(|d| Guest::boot(plan, d, lineage)))
-                        .await?;
+                let (media, path, plan) = (host.media().clone(), self.disk_path(host), self.plan(details)?);
+                let lineage = host.media().random();
+                let boot = move || {
+                    let disk = Disk::open_on(&media, &path, plan.blocks)?;
+                    Guest::boot(plan, disk, lineage)
+                };
+                let guest = blocking(host.media(), boot).await?;
                 self.run(host, guest, next.fence, true)?;
             }
             Effect::ActivateReceipt => {
@@ -223,12 +225,12 @@ impl Slot {
                     cell.refence(next.fence);
                 }
             }
-            Effect::ShutDown => self.shut_down().await,
+            Effect::ShutDown => self.shut_down(host).await,
             Effect::Destroy => self.end_guest(),
             Effect::Pause => self.pause(),
             Effect::Resume => self.resume(host, next.fence),
             Effect::ArmWatchdog { key, deadline } => {
-                let watchdog = tokio::spawn(Arc::clone(self).watch(Arc::downgrade(host), key, deadline));
+                let watchdog = host.life().spawn(Arc::clone(self).watch(Arc::downgrade(host), key, deadline));
                 self.now().watchdog = Some(watchdog.abort_handle());
             }
             Effect::DisarmWatchdog => {
@@ -237,9 +239,9 @@ impl Slot {
                 }
             }
             Effect::OpenReceipt { key } => {
-                let (path, plan) = (self.disk_path(host), self.plan(details)?);
+                let (media, path, plan) = (host.media().clone(), self.disk_path(host), self.plan(details)?);
                 let blocks = plan.blocks;
-                let disk = blocking(move || Disk::create(&path, blocks)).await?;
+                let disk = blocking(host.media(), move || Disk::create_on(&media, &path, blocks)).await?;
                 self.now().receipt = Some(Receipt::new(host.clock(), key, plan, disk, false));
             }
             Effect::AdoptReceipt { key } => {
@@ -249,7 +251,7 @@ impl Slot {
                     receipt.adopt(key);
                 }
             }
-            Effect::VerifyReceipt => self.verify().await?,
+            Effect::VerifyReceipt => self.verify(host).await?,
             Effect::DropReceipt => {
                 let receipt = {
                     let mut now = self.now();
@@ -259,7 +261,7 @@ impl Slot {
                 if let Some(receipt) = receipt {
                     receipt.close();
                 }
-                self.delete_file(self.disk_path(host)).await?;
+                self.delete_file(host, self.disk_path(host)).await?;
             }
             Effect::Offer { key } => self.offer(host, key, details)?,
             Effect::StopOffer => {
@@ -302,8 +304,9 @@ impl Slot {
             .join(format!("{}.{}.{}-{}.retired", self.cluster, self.vm, fence.epoch, fence.generation))
     }
 
-    async fn delete_file(&self, path: PathBuf) -> Result<(), HostError> {
-        blocking(move || match std::fs::remove_file(&path) {
+    async fn delete_file(&self, host: &Host, path: PathBuf) -> Result<(), HostError> {
+        let media = host.media().clone();
+        blocking(host.media(), move || match media.remove(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
             Ok(()) | Err(_) => Ok(()),
         })
@@ -311,8 +314,8 @@ impl Slot {
     }
 
     async fn retire_disk(&self, host: &Host, fence: Fence) -> Result<(), HostError> {
-        let (from, to) = (self.disk_path(host), self.retired_path(host, fence));
-        blocking(move || match std::fs::rename(&from, &to) {
+        let (media, from, to) = (host.media().clone(), self.disk_path(host), self.retired_path(host, fence));
+        blocking(host.media(), move || match media.rename(&from, &to) {
             // Put aside already, before a crash.
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -323,7 +326,7 @@ impl Slot {
     /// Begins to tick `guest` under `fence`.
     fn run(&self, host: &Host, guest: Guest, fence: Fence, booted: bool) -> Result<(), HostError> {
         let path = host.directory().join("console").join(format!("{}.log", self.vm));
-        let console = Console::open(&path, host.name()).map_err(failed)?;
+        let console = host.media().console(&path, self.vm, host.name()).map_err(failed)?;
         let cell = GuestCell::new(self.vm, guest, console, fence);
         if booted {
             cell.witness_boot().map_err(failed)?;
@@ -391,20 +394,20 @@ impl Slot {
     }
 
     /// Ends the guest and writes its tick down. That this fails costs ticks at the next boot, nothing else.
-    pub async fn shut_down(&self) {
+    pub async fn shut_down(&self, host: &Host) {
         let Some(cell) = self.cell() else { return };
         cell.end();
         self.end_guest();
         let vm = self.vm;
-        if let Err(error) = blocking(move || cell.lock().guest.shut_down()).await {
+        if let Err(error) = blocking(host.media(), move || cell.lock().guest.shut_down()).await {
             tracing::warn!(%vm, %error, "a guest could not write its tick down");
         }
     }
 
-    async fn verify(&self) -> Result<(), HostError> {
+    async fn verify(&self, host: &Host) -> Result<(), HostError> {
         let receipt = self.now().receipt.clone();
         let receipt = receipt.ok_or(HostError::NotFound { what: format!("receipt of {}", self.vm) })?;
-        let report = blocking(move || receipt.seal()).await?;
+        let report = blocking(host.media(), move || receipt.seal()).await?;
         let missing = || HostError::Refused { why: format!("{}: not everything has arrived", self.vm) };
         self.now().sealed = Some(report.ok_or_else(missing)?);
         Ok(())
@@ -428,7 +431,7 @@ impl Slot {
     pub fn reopen(&self, host: &Host) -> Result<(), HostError> {
         let Power::Receiving { key, stage: Stage::DiskOnly, .. } = self.now().rules.power else { return Ok(()) };
         let plan = self.plan(&Details::default())?;
-        let disk = Disk::open(&self.disk_path(host), plan.blocks).map_err(failed)?;
+        let disk = Disk::open_on(host.media(), &self.disk_path(host), plan.blocks).map_err(failed)?;
         self.now().receipt = Some(Receipt::new(host.clock(), key, plan, disk, true));
         Ok(())
     }

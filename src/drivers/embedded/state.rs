@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use crate::store::{DurableMap, StoreError};
+use super::media::Media;
+use crate::store::{DurableMap, SharedBackend, StoreError};
 
 /// A change: a key and its new value, `None` to remove it.
 pub type Change = (Vec<u8>, Option<Vec<u8>>);
@@ -30,6 +31,7 @@ type Waiting = (Vec<Change>, oneshot::Sender<Result<(), StoreError>>);
 /// The map, shared.
 #[derive(Clone)]
 pub struct State {
+    media: Media,
     path: Arc<Path>,
     /// `None` if it could not be opened anew after a failure.
     map: Arc<Mutex<Option<DurableMap>>>,
@@ -40,16 +42,31 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn open_map(media: &Media, path: &Path) -> Result<DurableMap, StoreError> {
+    match media {
+        Media::Files => DurableMap::open(path),
+        Media::Simulated(media) => DurableMap::on(SharedBackend::new(media.state())),
+    }
+}
+
 impl State {
     /// Opens the map in `path`, made if it is not there. Blocks on the disk.
-    pub fn open(path: &Path) -> Result<(State, Rows), StateError> {
-        let map = DurableMap::open(path)?;
+    pub fn open(media: &Media, path: &Path) -> Result<(State, Rows), StateError> {
+        let map = open_map(media, path)?;
         let rows = map.iter()?.collect();
-        Ok((State { path: path.into(), map: Arc::new(Mutex::new(Some(map))), queue: Arc::default() }, rows))
+        let map = Arc::new(Mutex::new(Some(map)));
+        Ok((State { media: media.clone(), path: path.into(), map, queue: Arc::default() }, rows))
     }
 
     /// Makes `changes` durable, together.
     pub async fn put(&self, changes: Vec<Change>) -> Result<(), StateError> {
+        if let Media::Simulated(media) = &self.media {
+            // At one moment, some time after it was asked for and before it is answered.
+            media.take_time().await;
+            let put = self.healthy(&mut locked(&self.map)).and_then(|map| map.put_all(changes));
+            media.take_time().await;
+            return Ok(put?);
+        }
         let (done, answer) = oneshot::channel();
         locked(&self.queue).push((changes, done));
         let state = self.clone();
@@ -75,7 +92,7 @@ impl State {
         }
         match map {
             Some(map) => Ok(map),
-            None => Ok(map.insert(DurableMap::open(&self.path)?)),
+            None => Ok(map.insert(open_map(&self.media, &self.path)?)),
         }
     }
 }

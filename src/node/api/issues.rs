@@ -11,14 +11,14 @@ use crate::protocol::link::{Link, RefusalCode};
 use crate::types::*;
 
 /// A kind of trouble.
-struct Matter {
+pub(super) struct Matter {
     code: &'static str,
     severity: Severity,
     advice: &'static str,
 }
 
 /// An issue and what it is one of.
-type Found = (&'static Matter, Issue);
+pub(super) type Found = (&'static Matter, Issue);
 
 impl Matter {
     const fn warning(code: &'static str, advice: &'static str) -> Matter {
@@ -62,6 +62,10 @@ static VMS_UNSERVED: Matter = Matter::warning(
     "vms-unserved",
     "name their clusters in node.toml again and restart the node: nobody looks after these VMs meanwhile",
 );
+static CHAOS_FAULT: Matter = Matter::warning(
+    "chaos-fault",
+    "it is on purpose and ends by itself; to end it now: novafed chaos stop <id>, or novafed chaos stop --all",
+);
 static STOPPING: Matter =
     Matter::blocking("stopping", "read the log, mend the cause, start the node again; VMs go on meanwhile");
 
@@ -86,6 +90,7 @@ impl RegionApi {
         }
         issues.extend(self.parked_jobs(jobs, wall)?);
         issues.extend(self.known_later());
+        issues.extend(self.faults_active());
         issues.extend(parked_actors(&self.root.tree(), "", wall));
         issues.sort_by(|(_, a), (_, b)| (b.severity, &a.code, &a.subject).cmp(&(a.severity, &b.code, &b.subject)));
         let mut advice: Vec<String> = Vec::new();
@@ -199,6 +204,11 @@ impl RegionApi {
         }
         issues
     }
+}
+
+/// A fault that somebody injected.
+pub(super) fn chaos_fault(subject: String, message: String, since: WallMillis) -> Found {
+    CHAOS_FAULT.issue(subject, message, since)
 }
 
 /// VMs that are wanted running and whose memory is gone: each waits for a person.

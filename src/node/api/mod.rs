@@ -2,6 +2,7 @@
 //! Always: a mutation and its idempotency key are one transaction; a view says how old it is.
 //! Not here: HTTP (`admin/`), what actors do afterwards (`actors/`).
 
+mod chaos;
 mod issues;
 mod journal;
 mod migrations;
@@ -15,10 +16,12 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::faults::Faults;
 use crate::actors::Supervisor;
 use crate::actors::context::Context;
 use crate::actors::tables;
 use crate::admin::*;
+use crate::planted::{self, Bug};
 use crate::protocol::TraceId;
 use crate::protocol::bodies::{ApiMessage, ApiReply};
 use crate::protocol::link::{LinkError, Request};
@@ -32,6 +35,8 @@ pub struct RegionApi {
     pub(super) root: Supervisor,
     /// The supervisors below it, by their names in the tree.
     pub(super) groups: BTreeMap<&'static str, Supervisor>,
+    /// Injected faults, if they are allowed.
+    pub(super) faults: Option<Arc<Faults>>,
     pub(super) metrics: Arc<dyn Fn() -> String + Send + Sync>,
     pub(super) started: Tick,
     pub(super) addresses: BTreeMap<RegionName, String>,
@@ -142,7 +147,8 @@ impl RegionApi {
 
     /// Who to ask about a VM: this region if it has it, else where it was last known to go, else who made it.
     fn region_of_vm(&self, vm: VmId) -> Result<Option<RegionName>, ApiError> {
-        if tables::vm(&self.ctx.store, vm)?.is_some() {
+        let stale = planted::is(Bug::StaleRead) && planted::once_known(&self.ctx.region, vm, None).is_some();
+        if tables::vm(&self.ctx.store, vm)?.is_some() || stale {
             return Ok(Some(self.ctx.region.clone()));
         }
         if let Some(moved) = tables::decisions(&self.ctx.store, vm)?.moved {
@@ -169,6 +175,9 @@ impl RegionApi {
                 let text = format!("region {to} has to answer this and can't be asked now: {error}");
                 Err(ApiError::new(ErrorCode::Unavailable, text)
                     .hint(format!("look at the link with: novafed link list; or ask at {to} itself")))
+            }
+            Err(LinkError::Unknown { .. }) if planted::is(Bug::TimeoutIsFailure) => {
+                Err(ApiError::new(ErrorCode::Conflict, format!("region {to} did not do it")))
             }
             Err(error @ LinkError::Unknown { .. }) => {
                 let text = format!("region {to} was asked and did not answer: {error}");
@@ -299,6 +308,15 @@ impl Region for RegionApi {
         request: SteerRequest,
     ) -> Answer<'_, MigrationStatus> {
         Box::pin(self.steer_now(context, id, steer, request))
+    }
+    fn chaos_faults(&self) -> Answer<'_, ChaosFaults> {
+        Box::pin(async move { Ok(self.chaos_faults_now()) })
+    }
+    fn inject_fault(&self, context: RequestContext, request: InjectFault) -> Answer<'_, ChaosFault> {
+        Box::pin(self.inject_fault_now(context, request))
+    }
+    fn stop_fault(&self, context: RequestContext, id: FaultId) -> Answer<'_, ChaosFault> {
+        Box::pin(self.stop_fault_now(context, id))
     }
     fn audit(&self, record: AuditRecord) -> Answer<'_, ()> {
         Box::pin(self.audit_now(record))

@@ -144,11 +144,16 @@ impl RegionApi {
     }
 
     pub(super) async fn audit_now(&self, record: AuditRecord) -> Result<(), ApiError> {
-        self.ctx
+        let request = record.request_id;
+        let written = self
+            .ctx
             .store
             .transact(Work::Finish, move |txn| tables::put_audit(txn, record.at, record.request_id, &record))
-            .await
-            .map_err(|error| error.flatten().into())
+            .await;
+        if let Some(faults) = &self.faults {
+            faults.audited(request);
+        }
+        written.map_err(|error| error.flatten().into())
     }
 
     pub(super) async fn status_now(&self) -> Result<FederationStatus, ApiError> {

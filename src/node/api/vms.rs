@@ -13,6 +13,7 @@ use crate::actors::{outbox, tables, vms};
 use crate::admin::*;
 use crate::decision::placement::{self, Placement};
 use crate::drivers::{HostCall, HostReply, VmObservation};
+use crate::planted::{self, Bug};
 use crate::store::{Minted, Work};
 use crate::types::*;
 
@@ -279,7 +280,11 @@ impl RegionApi {
     }
 
     pub(super) async fn vm_now(&self, id: VmId) -> Result<VmView, ApiError> {
-        let record = tables::vm(&self.ctx.store, id)?.ok_or_else(|| not_found("vm", id))?;
+        let mut record = tables::vm(&self.ctx.store, id)?;
+        if planted::is(Bug::StaleRead) {
+            record = planted::once_known(&self.ctx.region, id, record.as_ref());
+        }
+        let record = record.ok_or_else(|| not_found("vm", id))?;
         let seen = match self.ctx.cluster(&record.cluster) {
             Some(cluster) => cluster
                 .actor

@@ -65,8 +65,13 @@ impl MemoryLink {
         Fate { out, back: state.travel(to, from), lost, reply_lost, again }
     }
 
-    /// Both ends, once each has accepted the other's incarnation.
-    async fn session(&self) -> Result<(Node, Node), LinkError> {
+    /// Both ends, once each has accepted the other's incarnation, which it has so long for.
+    async fn session(&self, within: Millis) -> Result<(Node, Node), LinkError> {
+        let greeted = timeout(within.duration(), self.greet()).await;
+        greeted.unwrap_or_else(|_| Err(self.not_sent("the other end did not say hello within the deadline")))
+    }
+
+    async fn greet(&self) -> Result<(Node, Node), LinkError> {
         let (us, them) = {
             let state = self.net.lock();
             (state.nodes.get(&self.from).cloned(), state.nodes.get(&self.to).cloned())
@@ -78,7 +83,11 @@ impl MemoryLink {
             return Ok((us, them));
         }
         for (judge, judged) in [(&them, &us), (&us, &them)] {
-            match judge.inbound.incarnation_seen(judged.id.region.clone(), judged.lineage.clone()).await {
+            let judging = judge.inbound.incarnation_seen(judged.id.region.clone(), judged.lineage.clone());
+            let Some(verdict) = judge.stop.run_until_cancelled(judging).await else {
+                return Err(self.not_sent("an end died before it had judged the other"));
+            };
+            match verdict {
                 IncarnationVerdict::Accept => {}
                 IncarnationVerdict::NotNow => {
                     let reason = "the incarnation can't be judged now".to_owned();
@@ -150,7 +159,7 @@ impl Link for MemoryLink {
             if !self.is_up() {
                 return Err(self.not_sent("not connected"));
             }
-            let (us, them) = self.session().await?;
+            let (us, them) = self.session(request.deadline).await?;
             let unknown = |why| LinkError::Unknown { peer: self.to.clone(), why };
             let frame = frame(&request.head(&us.id), &request.body);
             let fate = self.fate(frame.len());
@@ -230,7 +239,7 @@ impl Link for MemoryLink {
             if !self.is_up() {
                 return Err(self.not_sent("not connected"));
             }
-            let (us, them) = self.session().await?;
+            let (us, them) = self.session(deadline).await?;
             let opening = async {
                 sleep(self.fate(hello.len()).out.duration()).await;
                 if !arrives(&self.net, &self.from, &self.to) {

@@ -179,6 +179,20 @@ impl Net {
         });
     }
 
+    /// Cuts one direction or ends its cut; the pair connects again once neither is cut.
+    pub fn set_cut(&self, from: &RegionName, to: &RegionName, cut: bool) {
+        let is = *self.lock().direction(from, to).cut.borrow();
+        match (is, cut) {
+            (false, true) => self.cut_one_way(from, to),
+            (true, false) => {
+                let mut state = self.lock();
+                state.direction(from, to).cut.send_replace(false);
+                state.connect(from, to);
+            }
+            (false, false) | (true, true) => {}
+        }
+    }
+
     /// Cuts both directions; see [`Net::cut_one_way`].
     pub fn cut(&self, a: &RegionName, b: &RegionName) {
         self.cut_one_way(a, b);

@@ -30,6 +30,8 @@ pub(super) enum CloseCode {
     Revoked = 3,
     /// A certificate of the connection has expired.
     Expired = 4,
+    /// Cut on purpose.
+    Severed = 5,
 }
 
 /// Added to a [`RefusalCode`] when a hello is refused.

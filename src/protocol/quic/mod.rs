@@ -1,4 +1,4 @@
-//! Links over QUIC: the only place that speaks it (`chaos/relay.rs` names quinn too, for its UDP sockets alone).
+//! Links over QUIC: the only place that speaks it (`chaos/` names quinn too, for UDP sockets alone).
 //! Owns: one UDP socket per region, on which it dials and is dialled; per peer one control and one bulk connection, so
 //! that a full window of bulk never delays a heartbeat.
 //! Always: a handshake never holds up the accept loop, and there is a limit on how many there are; a refused peer costs
@@ -6,6 +6,7 @@
 
 mod call;
 mod conn;
+mod determined;
 mod peer;
 mod serve;
 mod stream;
@@ -17,7 +18,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use quinn::{Endpoint, Incoming, TokioRuntime};
+use quinn::{AsyncUdpSocket, Endpoint, EndpointConfig, Incoming, Runtime, TokioRuntime};
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -26,11 +27,13 @@ use tokio_util::task::TaskTracker;
 use super::hello::{Hello, Versions};
 use super::link::{Inbound, Link, PeerId};
 use super::refusals::Refusals;
-use super::trust::{CertificateClock, Identity, TrustStore, region_dns};
+use super::trust::{CertificateClock, Identity, TrustStore};
 use crate::clock::Clock;
 use crate::types::limits::{HANDSHAKE_MS_MAX, HANDSHAKES_MAX};
 use crate::types::{Lineage, Millis, RegionName};
 use conn::{CloseCode, Conn, EstablishError, InUse};
+pub use determined::Determined;
+use determined::Seeded;
 use peer::{Peer, QuicLink, keep_connected};
 use tls::Tls;
 pub use tls::TlsError;
@@ -39,6 +42,9 @@ pub use tls::TlsError;
 const RETRY_ABOVE: usize = HANDSHAKES_MAX / 4;
 /// How often connections are looked after.
 const LOOK_MS: Millis = Millis(500);
+/// For so many looks nothing uses a connection before it is closed for another one: the other end may have asked
+/// something on it before it knew, and on a path that loses datagrams the last answer takes a few tries to arrive.
+const DRAINED_LOOKS: u32 = 6;
 /// How long [`QuicNode::close`] waits for goodbyes to leave.
 const CLOSE_MS: Millis = Millis(1_000);
 
@@ -114,6 +120,8 @@ struct Shared {
     peers: RwLock<BTreeMap<RegionName, Arc<Peer>>>,
     refusals: Arc<Refusals>,
     rng: Mutex<fastrand::Rng>,
+    /// In a simulation, what stands in for chance.
+    seeded: Option<Seeded>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -137,19 +145,48 @@ impl QuicNode {
         wall: Arc<dyn CertificateClock>,
         inbound: Arc<dyn Inbound>,
     ) -> Result<QuicNode, QuicError> {
-        let refusals = Arc::new(Refusals::default());
-        let own_dns = region_dns(trust.federation(), &config.us);
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = Tls { trust, identity, wall, refusals: Arc::clone(&refusals), own_dns, provider };
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls.server()?));
+        let listen = config.listen;
+        let socket = transport::socket(listen).and_then(|socket| TokioRuntime.wrap_udp_socket(socket));
+        let socket = socket.map_err(|source| QuicError::Listen { listen, source })?;
+        let provider = rustls::crypto::ring::default_provider();
+        let tls = Tls::new(provider, &config.us, identity, trust, wall);
+        QuicNode::assemble(socket, tls, None, config, inbound)
+    }
+
+    /// The same on a socket that is there already, instead of one at the address that `config` names, and without
+    /// secrets and chance: each byte that it sends follows from its seed and from what reaches it. For simulations.
+    pub fn start_on(
+        socket: Arc<dyn AsyncUdpSocket>,
+        determined: Determined,
+        config: QuicConfig,
+        identity: Arc<Identity>,
+        trust: Arc<TrustStore>,
+        wall: Arc<dyn CertificateClock>,
+        inbound: Arc<dyn Inbound>,
+    ) -> Result<QuicNode, QuicError> {
+        let seeded = Seeded::new(determined, &config.us, config.lineage.now);
+        let tls = Tls::new(determined::provider(), &config.us, identity, trust, wall);
+        QuicNode::assemble(socket, tls, Some(seeded), config, inbound)
+    }
+
+    fn assemble(
+        socket: Arc<dyn AsyncUdpSocket>,
+        tls: Tls,
+        seeded: Option<Seeded>,
+        config: QuicConfig,
+        inbound: Arc<dyn Inbound>,
+    ) -> Result<QuicNode, QuicError> {
+        let crypto = Arc::new(tls.server()?);
+        let (mut server, own) = match &seeded {
+            None => (quinn::ServerConfig::with_crypto(crypto), EndpointConfig::default()),
+            Some(seeded) => (seeded.server(crypto), seeded.endpoint()),
+        };
         server.transport_config(transport::accepting());
         // Not yet accepted handshakes and their early packets: a bound on what strangers make us hold.
         server.max_incoming(HANDSHAKES_MAX).incoming_buffer_size(16 * 1024).incoming_buffer_size_total(1 << 20);
         server.validation_token_config(no_tokens());
-        let error = |source| QuicError::Listen { listen: config.listen, source };
-        let socket = transport::socket(config.listen).map_err(error)?;
-        let endpoint = Endpoint::new(quinn::EndpointConfig::default(), Some(server), socket, Arc::new(TokioRuntime));
-        let endpoint = endpoint.map_err(error)?;
+        let endpoint = Endpoint::new_with_abstract_socket(own, Some(server), socket, Arc::new(TokioRuntime))
+            .map_err(|source| QuicError::Listen { listen: config.listen, source })?;
         let peers = config
             .peers
             .into_iter()
@@ -160,11 +197,12 @@ impl QuicNode {
             lineage: config.lineage,
             versions: Versions::ours(config.version_floor),
             clock: Clock::start(),
+            refusals: Arc::clone(&tls.refusals),
             tls,
             inbound,
             endpoint,
             peers: RwLock::new(peers.clone()),
-            refusals,
+            seeded,
             rng: Mutex::new(fastrand::Rng::with_seed(config.seed)),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -263,6 +301,9 @@ impl Shared {
             let crypto = self.tls.client(&peer.region, class)?;
             let mut config = quinn::ClientConfig::new(Arc::new(crypto));
             config.transport_config(transport::dialling(class));
+            if let Some(seeded) = &self.seeded {
+                seeded.dialling(&mut config);
+            }
             let connecting = self.endpoint.connect_with(config, target, &self.tls.dns(&peer.region))?;
             let proven = conn::proven(self, connecting.await?, Some(&peer.region), own_not_after)?;
             proven.dial_hello(self).await
@@ -366,7 +407,7 @@ async fn look_after(shared: &Shared, peer: &Peer, conn: &Arc<Conn>) {
     trust.mark_changed();
     let mut looks = interval(LOOK_MS.duration());
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut drained_before = false;
+    let mut drained = 0;
     let mut window = transport::BULK_WINDOW_BYTES_MIN;
     loop {
         tokio::select! {
@@ -392,11 +433,9 @@ async fn look_after(shared: &Shared, peer: &Peer, conn: &Arc<Conn>) {
             peer.refuse("expired", &"a certificate of an open connection has expired");
             return conn.close(CloseCode::Expired, "a certificate of this connection has expired");
         }
-        // Twice in a row: the other end may have sent something on it before it knew.
-        let drained = conn.is_drained();
-        if drained && drained_before {
+        drained = if conn.is_drained() { drained + 1 } else { 0 };
+        if drained > DRAINED_LOOKS {
             return conn.close(CloseCode::Replaced, "another connection is used");
         }
-        drained_before = drained;
     }
 }

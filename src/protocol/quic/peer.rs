@@ -33,6 +33,15 @@ impl Slot {
         Slot { current: watch::Sender::new(None), draining: Mutex::default(), established: AtomicU64::new(0) }
     }
 
+    /// Closes all of them.
+    fn sever(&self) {
+        let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = draining.drain(..).filter_map(|conn| conn.upgrade());
+        for conn in old.chain(self.current.borrow().clone()) {
+            conn.close(CloseCode::Severed, "cut on purpose");
+        }
+    }
+
     fn drain(&self, conn: &Arc<Conn>) {
         conn.drain();
         let mut draining = self.draining.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,6 +158,12 @@ impl Peer {
 
     /// Forgets a connection that has ended.
     pub fn ended(&self, shared: &Shared, conn: &Arc<Conn>) {
+        // Who was dialled welcomes the dialler before that has judged it, so this may be how a refusal arrives.
+        if let Some(error) = conn.quinn.close_reason().map(EstablishError::from)
+            && error.refused().is_some()
+        {
+            self.failed(conn.class, &error);
+        }
         let was_current = self.slot(conn.class).current.send_if_modified(|current| {
             let ours = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, conn));
             if ours {
@@ -293,6 +308,10 @@ impl Link for QuicLink {
     }
     fn connected(&self) -> watch::Receiver<bool> {
         self.peer.connected.subscribe()
+    }
+    fn sever(&self) {
+        self.peer.control.sever();
+        self.peer.bulk.sever();
     }
     fn state(&self) -> LinkState {
         let (control, bulk) = (self.peer.current(Class::Control), self.peer.current(Class::Bulk));

@@ -38,6 +38,18 @@ impl fmt::Debug for Tls {
 }
 
 impl Tls {
+    /// What `region` needs, with the cryptography of `provider`.
+    pub fn new(
+        provider: CryptoProvider,
+        region: &RegionName,
+        identity: Arc<Identity>,
+        trust: Arc<TrustStore>,
+        wall: Arc<dyn CertificateClock>,
+    ) -> Tls {
+        let own_dns = region_dns(trust.federation(), region);
+        Tls { trust, identity, wall, refusals: Arc::default(), own_dns, provider: Arc::new(provider) }
+    }
+
     /// The configuration with which we are dialled, for both classes.
     pub fn server(&self) -> Result<QuicServerConfig, TlsError> {
         let mut config = rustls::ServerConfig::builder_with_provider(Arc::clone(&self.provider))

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rcgen::{
@@ -15,6 +15,7 @@ use rcgen::{
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::{LEAF_BACKDATE, LEAF_LIFE_MAX, region_dns, region_uri};
 use crate::types::{FederationName, Millis, RegionName, WallMillis};
@@ -71,6 +72,7 @@ pub enum TrustError {
 pub struct RegionCa {
     federation: FederationName,
     region: RegionName,
+    keys: Keys,
     key: KeyPair,
     certificate: CertificateDer<'static>,
     certificate_pem: String,
@@ -117,14 +119,64 @@ fn params(common_name: String, from: WallMillis, until: WallMillis) -> Certifica
     params
 }
 
+/// Where new keys come from.
+enum Keys {
+    /// The machine's randomness.
+    Random,
+    /// A seed, for simulations.
+    Determined(Mutex<fastrand::Rng>),
+}
+
+/// PKCS #8 of an Ed25519 key (RFC 8410) is this and its 32 bytes.
+const PKCS8_HEAD: [u8; 16] =
+    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+
+impl Keys {
+    fn next(&self, region: &RegionName) -> Result<KeyPair, TrustError> {
+        let made = match self {
+            Keys::Random => KeyPair::generate_for(&PKCS_ED25519),
+            Keys::Determined(rng) => {
+                let mut der = [0; PKCS8_HEAD.len() + 32];
+                let (head, secret) = der.split_at_mut(PKCS8_HEAD.len());
+                head.copy_from_slice(&PKCS8_HEAD);
+                rng.lock().unwrap_or_else(PoisonError::into_inner).fill(secret);
+                KeyPair::try_from(&der[..])
+            }
+        };
+        made.map_err(make_error(region))
+    }
+}
+
 impl RegionCa {
     /// A new CA with a new key for `region`.
     pub fn create(federation: &FederationName, region: &RegionName, now: WallMillis) -> Result<RegionCa, TrustError> {
+        RegionCa::with(Keys::Random, federation, region, now)
+    }
+
+    /// The same CA each time, and the same leaves in the same order: its keys come from `seed`, so whoever knows that
+    /// knows them. For simulations.
+    pub fn create_determined(
+        federation: &FederationName,
+        region: &RegionName,
+        now: WallMillis,
+        seed: u64,
+    ) -> Result<RegionCa, TrustError> {
+        // Of one seed each region has its own keys.
+        let rng = fastrand::Rng::with_seed(xxh3_64_with_seed(region.as_str().as_bytes(), seed));
+        RegionCa::with(Keys::Determined(Mutex::new(rng)), federation, region, now)
+    }
+
+    fn with(
+        keys: Keys,
+        federation: &FederationName,
+        region: &RegionName,
+        now: WallMillis,
+    ) -> Result<RegionCa, TrustError> {
         let dns = region_dns(federation, region);
         if ServerName::try_from(dns.as_str()).is_err() {
             return Err(TrustError::DnsName(dns));
         }
-        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(make_error(region))?;
+        let key = keys.next(region)?;
         let from = WallMillis(now.0.saturating_sub(LEAF_BACKDATE.0));
         let mut params = params(format!("novafed {federation} {region} CA"), from, WallMillis(now.0 + CA_LIFE.0));
         // One intermediate below it: the next CA, cross-signed by this one.
@@ -132,7 +184,7 @@ impl RegionCa {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let made = params.self_signed(&key).map_err(make_error(region))?;
         let (certificate, certificate_pem) = (made.der().clone(), made.pem());
-        Ok(RegionCa { federation: federation.clone(), region: region.clone(), key, certificate, certificate_pem })
+        Ok(RegionCa { federation: federation.clone(), region: region.clone(), keys, key, certificate, certificate_pem })
     }
 
     /// The certificate that peers put into their trust stores, as PEM.
@@ -145,7 +197,7 @@ impl RegionCa {
         // Less for short lives, or a leaf of a minute would be due for renewal when it is born.
         let from = WallMillis(now.0.saturating_sub(LEAF_BACKDATE.0.min(life.0 / 10)));
         let until = WallMillis(now.0.saturating_add(life.0).min(from.0 + LEAF_LIFE_MAX.0));
-        let key = KeyPair::generate_for(&PKCS_ED25519).map_err(make_error(&self.region))?;
+        let key = self.keys.next(&self.region)?;
         let (dns, uri) = (region_dns(&self.federation, &self.region), region_uri(&self.federation, &self.region));
         let mut params = params(dns.clone(), from, until);
         params.subject_alt_names = vec![
@@ -172,7 +224,8 @@ impl RegionCa {
             .map_err(|e| TrustError::Pem { what: key_path.display().to_string(), why: e.to_string() })?;
         let certificate_pem = read(&certificate_path)?;
         let certificate = certificates(&certificate_path.display().to_string(), &certificate_pem)?.remove(0);
-        Ok(RegionCa { federation: federation.clone(), region: region.clone(), key, certificate, certificate_pem })
+        let (federation, region) = (federation.clone(), region.clone());
+        Ok(RegionCa { federation, region, keys: Keys::Random, key, certificate, certificate_pem })
     }
 }
 
@@ -269,6 +322,21 @@ mod tests {
             let found = fs::metadata(dir.path().join(file)).unwrap().permissions().mode() & 0o777;
             assert_eq!(found & !mode, 0, "{file} has mode {found:o}");
         }
+    }
+
+    #[test]
+    fn a_determined_ca_is_the_same_each_time_and_another_one_for_each_region_and_seed() {
+        let (federation, region) = names();
+        let now = WallMillis(1_800_000_000_000);
+        let made = |region: &RegionName, seed| {
+            let ca = RegionCa::create_determined(&federation, region, now, seed).unwrap();
+            let leaves = [(); 2].map(|()| ca.issue_leaf(now, Millis(60_000)).unwrap().pem);
+            assert_ne!(leaves[0], leaves[1]);
+            (ca.certificate_pem, leaves)
+        };
+        assert_eq!(made(&region, 1), made(&region, 1));
+        assert_ne!(made(&region, 1), made(&region, 2));
+        assert_ne!(made(&region, 1).1, made(&"us".parse().unwrap(), 1).1);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use super::{End, Event, Goal, HostView, Input, ParkReason, Phase, Round, Source};
 use crate::decision::migration::Verdict;
 use crate::decision::ownership::Decision;
+use crate::planted::{self, Bug};
 
 impl Source {
     fn to_phase(&self, phase: Phase) -> Source {
@@ -216,6 +217,7 @@ fn forward(s: &Source, event: &Event) -> Verdict<Source> {
         Phase::Switching { started, retired, cold } => match event {
             E::Started => s.advance(Phase::Verifying { retired: *retired }),
             E::Retired if !*retired => s.advance(Phase::Switching { started: *started, retired: true, cold: *cold }),
+            E::TargetLost { .. } if planted::is(Bug::UndoPastThePivot) => s.advance(Phase::Reviving),
             E::TargetLost { why } => s.park(
                 ParkReason::TargetMemoryLost,
                 format!("{why}; the VM belongs to {} and can be started there from its disk", s.to),
@@ -335,6 +337,9 @@ fn cancel(s: &Source) -> Verdict<Source> {
         Phase::Holding | Phase::Resuming | Phase::Reviving => Verdict::Advance(s.with_goal(Goal::Cancel, BY)),
         // A transfer may be on its way to the record: the abort competes with it, the first recorded wins.
         Phase::Deciding { held, .. } => Verdict::Advance(s.with_goal(Goal::Cancel, BY).to_phase(abort(*held))),
+        Phase::Switching { .. } | Phase::Verifying { .. } if planted::is(Bug::UndoPastThePivot) => {
+            Verdict::Advance(s.with_goal(Goal::Cancel, BY).to_phase(Phase::Reviving))
+        }
         Phase::Switching { .. } | Phase::Verifying { .. } => Verdict::Refuse(DECIDED),
         Phase::Parked { .. } if s.decided_transfer() => Verdict::Refuse(DECIDED),
         Phase::Parked { .. } => Verdict::Refuse("the job is parked: use undo or abandon"),

@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::drivers::SwitchKey;
+use crate::planted::{self, Bug};
 use crate::types::{Attempt, Fence, GuestPower, Millis, Sight};
 
 mod event;
@@ -181,11 +182,15 @@ impl Rules {
 
     /// Whether this attempt can never pause or hold again.
     pub fn is_spent(&self, key: SwitchKey) -> bool {
-        self.spent.is_some_and(|spent| key.attempt <= spent.attempt)
+        self.spent.is_some_and(|spent| key.attempt <= spent.attempt) && !planted::is(Bug::NoFence)
     }
 
     fn check_fence(&self, got: Fence) -> Result<(), Refusal> {
-        if got < self.fence { Err(Refusal::LowerFence { seen: self.fence, got }) } else { Ok(()) }
+        if got < self.fence && !planted::is(Bug::NoFence) {
+            Err(Refusal::LowerFence { seen: self.fence, got })
+        } else {
+            Ok(())
+        }
     }
 
     /// A host that has seen this very fence gave the VM away under it, or has it: a transfer here carries a new one.
@@ -195,6 +200,7 @@ impl Rules {
 
     fn check_key(&self, key: SwitchKey) -> Result<(), Refusal> {
         match self.newest {
+            Some(_) if planted::is(Bug::NoFence) => Ok(()),
             Some(newest) if key.attempt < newest.attempt => {
                 Err(Refusal::LowerAttempt { seen: newest.attempt, got: key.attempt })
             }
@@ -269,6 +275,10 @@ impl Rules {
             }
             Power::Paused { .. } => Err(Refusal::No("the VM is paused for a switch")),
             Power::Held { .. } => Err(Refusal::No("the VM is held: only the decision frees it")),
+            // Its owner's word, as for `start`.
+            Power::Receiving { key, fence: offered, stage: Stage::DiskOnly } if fence >= offered => {
+                Ok((Rules { activated: Some(key), ..next }, vec![Effect::Persist]))
+            }
             Power::Receiving { .. } => Err(Refusal::No("the VM is being received")),
             Power::Stopped | Power::Lost => {
                 Ok((Rules { fence, power: Power::Stopped, ..self.clone() }, vec![Effect::Persist]))
@@ -589,6 +599,9 @@ impl Rules {
 
     fn host_restarted(&self) -> (Rules, Vec<Effect>) {
         let mut next = self.clone();
+        if planted::is(Bug::EpochForgottenAtReboot) {
+            (next.fence, next.newest, next.spent) = (Fence::default(), None, None);
+        }
         let effects = match self.power {
             Power::Running | Power::Paused { .. } => {
                 next.power = Power::Lost;

@@ -19,6 +19,7 @@
 //! Versions compare within one lineage (`guest.rs`) only.
 
 use std::io;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -28,6 +29,7 @@ use super::disk::DiskError;
 use super::guest::Registers;
 use super::memory::Memory;
 use super::program::mix;
+use crate::drivers::SwitchKey;
 use crate::types::limits::{BLOCK_BYTES_MAX, DISK_BLOCK_BYTES, PAGE_BYTES};
 use crate::types::{Millis, Tick};
 
@@ -80,6 +82,24 @@ pub enum TransferError {
     /// The attempt is over, or another connection took its place.
     #[error("this connection was closed here: {0}")]
     Closed(&'static str),
+}
+
+/// An end of a transfer that may be served.
+pub enum OpenChannel {
+    /// This host sends.
+    Source(Arc<Offer>),
+    /// This host receives.
+    Target(Arc<Receipt>, SwitchKey),
+}
+
+impl OpenChannel {
+    /// Serves it until it is cut.
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(self, stream: S) -> Result<(), TransferError> {
+        match self {
+            OpenChannel::Source(offer) => serve_source(offer, stream).await,
+            OpenChannel::Target(receipt, key) => serve_target(receipt, key, stream).await,
+        }
+    }
 }
 
 /// Memory or disk, as on the wire.

@@ -17,6 +17,7 @@ use crate::drivers::embedded::guest::{Guest, Registers};
 use crate::drivers::embedded::memory::{CHUNK_PAGES, Memory};
 use crate::drivers::embedded::program::Plan;
 use crate::drivers::{SealReport, SwitchKey, TransferProgress};
+use crate::planted::{self, Bug};
 use crate::types::limits::{DISK_BLOCK_BYTES, PAGE_BYTES};
 use crate::types::units::MIB;
 
@@ -151,10 +152,7 @@ impl Receipt {
             handle
         };
         let receipt = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
-            let _ = handle.sync_data();
-            receipt.lock().syncing = false;
-        });
+        handle.sync_aside(move || receipt.lock().syncing = false);
     }
 
     /// How the transfer stands, as this end counts.
@@ -407,7 +405,7 @@ impl Inner {
                     return Err(TransferError::Closed("the receipt is sealed, and otherwise"));
                 }
                 let ours = digest_of(&self.memory_items, &self.disk_items);
-                if ours != digest || Some(registers.lineage) != self.lineage {
+                if (ours != digest && !planted::is(Bug::WrongOffset)) || Some(registers.lineage) != self.lineage {
                     // Whatever differs is not known; the next connection sends everything.
                     self.lineage = None;
                     return Err(TransferError::Digest { ours, theirs: digest });
