@@ -193,7 +193,7 @@ fn swap_disk(world: &Arc<World>, a: usize, copy: Copy, change: impl FnOnce(&mut 
     world.region(a).replace_disk(copy, change);
 }
 
-/// A copy is made, the node starts anew, its hosts hear of that life, and then the copy is put in the place of its state.
+/// A copy is made, the node starts anew, its hosts and all others hear of that life, and then the copy is put in the place of its state.
 /// Within one life nobody could tell the copy from the state.
 async fn older_copy(world: &Arc<World>, a: usize) {
     let region = world.region(a);
@@ -205,7 +205,7 @@ async fn older_copy(world: &Arc<World>, a: usize) {
     let mut known = answers(world, a).await;
     for _ in 0..40 {
         world.until(Millis(250)).await;
-        known = region.is_known_to_its_hosts().await;
+        known = region.is_known_to_all(world).await;
         if known || world.is_healing() {
             break;
         }

@@ -157,8 +157,9 @@ impl Region {
         self.state().life.clone()
     }
 
-    /// Whether each of its hosts has answered its present life, and so knows of it.
-    pub async fn is_known_to_its_hosts(&self) -> bool {
+    /// Whether each of its hosts has answered its present life, and each other region has heard from it: then whoever it
+    /// meets later knows of this life.
+    pub async fn is_known_to_all(&self, world: &World) -> bool {
         let Some(life) = self.life() else { return false };
         for cluster in &self.plan.clusters {
             let Some(cluster) = life.ctx.cluster(cluster) else { return false };
@@ -167,7 +168,12 @@ impl Region {
                 return false;
             }
         }
-        true
+        // A life's clock begins with it.
+        let lived = life.ctx.clock.now();
+        world.regions().iter().filter(|other| other.plan.name != self.plan.name).all(|other| {
+            let heard = other.life().and_then(|it| it.ctx.directory.age(&self.plan.name, it.ctx.clock.now()));
+            heard.is_some_and(|age| age.0 < lived.0)
+        })
     }
 
     /// How often it was started.

@@ -56,6 +56,8 @@ pub struct Now {
     /// How the last transfer at this end stood when it was over.
     pub ended: Option<(SwitchKey, TransferProgress)>,
     watchdog: Option<AbortHandle>,
+    /// The rules are so, and the disk could not be told: it is before anything else happens.
+    unsaved: bool,
 }
 
 fn failed(error: impl std::error::Error) -> HostError {
@@ -96,6 +98,7 @@ impl Slot {
     /// Lets `event` happen: decides, then performs.
     pub async fn step(self: &Arc<Slot>, host: &Arc<Host>, event: Event, details: &Details) -> Result<(), HostError> {
         let _turn = self.turn.lock().await;
+        self.save_first(host).await?;
         let before = self.now().rules.clone();
         let (next, effects) = before.apply(&event).map_err(|refusal| refused(self.vm, refusal))?;
         if let (Some(spec), Event::Create { .. } | Event::PrepareReceive { .. }) = (&details.spec, event) {
@@ -107,6 +110,19 @@ impl Slot {
             host.dismiss(self);
         }
         result
+    }
+
+    /// Makes durable what an earlier event left unsaved.
+    async fn save_first(self: &Arc<Slot>, host: &Arc<Host>) -> Result<(), HostError> {
+        let unsaved = {
+            let now = self.now();
+            now.unsaved.then(|| now.rules.clone())
+        };
+        if let Some(rules) = unsaved {
+            host.remember(self, &rules, None).await?;
+            self.now().unsaved = false;
+        }
+        Ok(())
     }
 
     /// A repeat must mean the same VM, and a later attempt one of the same shape; the program must be one to bear.
@@ -163,8 +179,11 @@ impl Slot {
         let irrevocable =
             |e: &Effect| matches!(e, Effect::Resume | Effect::DeleteDisk | Effect::RetireDisk { .. }) || gone(e);
         if failed == Effect::Persist && done.iter().any(irrevocable) {
-            // It is so, even if the disk does not know it: what a restart makes of the older record is safe too.
-            self.now().rules = next.clone();
+            // It is so, even if the disk does not know it: what a restart makes of the older record is safe too. But a
+            // repeat must not be told that it is done before the disk knows.
+            let mut now = self.now();
+            now.rules = next.clone();
+            now.unsaved = true;
             return;
         }
         let cannot_run = matches!(failed, Effect::Boot | Effect::ActivateReceipt | Effect::BootReceipt);
@@ -175,6 +194,7 @@ impl Slot {
                 if effects.contains(&Effect::Persist)
                     && let Err(error) = host.remember(self, &lost, None).await
                 {
+                    self.now().unsaved = true;
                     tracing::warn!(vm = %self.vm, %error, "a lost guest could not be remembered");
                 }
             }
