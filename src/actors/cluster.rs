@@ -117,6 +117,8 @@ impl Cluster {
             ClusterMessage::Repaired(vm, result) => self.repaired(vm, result),
             ClusterMessage::MayStartLost(vm) => {
                 self.may_start_lost.insert(vm);
+                // A person's word is news, though nothing was written and the host says the same.
+                self.agreed_at = None;
                 self.look();
             }
             ClusterMessage::View(reply) => {
